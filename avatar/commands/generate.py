@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -147,30 +147,41 @@ def run(args: argparse.Namespace) -> int:
         tokenizer=inventory.checkpoint.tokenizer if args.attach is None else None,
         may_grow=args.attach is None,
     ).upscaled_with(upscale_with)
+    engines: list[Engine] = []
+
+    def start(place: int) -> None:
+        gpus = None
+        if args.attach is None:
+            gpus = gpus_of(preset, place, args.jobs, inventory, num_speakers)
+        engines.append(open_engine(preset, weights=args.ckpt_dir, gpus=gpus, attach=args.attach))
+        closing.callback(engines[-1].close)
+        if not place:
+            warm_up(engines[0])  # its process starts while the portrait is looked at
+
     with (
         notifying(args.notify_url) as post,
         Scratch() as work,
         kept_outside(output),
-        job.opened(work) as opened,
+        ExitStack() as closing,
     ):
+        if _starts_at_once(preset, args):
+            start(0)
+        opened = closing.enter_context(job.opened(work))
         if opened.finished is not None:
             return _report_finished(opened.finished, args.json)
         opened.check_engines(args.jobs)
-        places: list[list[str] | None] = [None]
-        if args.attach is None:
-            places = [
-                gpus_of(preset, place, args.jobs, inventory, num_speakers) for place in range(args.jobs)
-            ]
-        engines = [
-            open_engine(preset, weights=args.ckpt_dir, gpus=gpus, attach=args.attach) for gpus in places
-        ]
-        try:
-            warm_up(engines[0])  # its process starts while the portrait is looked at
-            with _posting_end(opened.request, post) as ends:
-                return _follow(opened.engine(engines), opened.request, args.json, ends)
-        finally:
-            for engine in engines:
-                engine.close()
+        for place in range(len(engines), args.jobs):
+            start(place)
+        with _posting_end(opened.request, post) as ends:
+            return _follow(opened.engine(engines), opened.request, args.json, ends)
+
+
+def _starts_at_once(preset: Preset, args: argparse.Namespace) -> bool:
+    """Whether an engine's process starts before portrait and speech are read: on a GPU that takes longest.
+
+    A request that is then refused ends it; it has loaded no model by then.
+    """
+    return preset.num_gpus > 0 and args.jobs == 1 and args.attach is None and not args.resume
 
 
 def _report_within_reach(inventory: Inventory, as_json: bool) -> None:

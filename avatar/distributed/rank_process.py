@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avatar.errors import AvatarError, BadInput, Cancelled, WeightsMissing
+from avatar.hardware.cuda_context import open_ahead
 from avatar.hardware.inventory import probe
 from avatar.planning.layout import Layout
 from avatar.planning.plan import Plan
@@ -125,12 +126,14 @@ def work(
         reporter.context = context = make_context()
         context.fail = reporter.fail
         reporter.send(reporter.pulse())
+        log.info("rank %d has its device", start.rank)
         roles = importlib.import_module(start.roles)
         preset = settled_here(start.preset)
         if start.rank:
             roles.assist(preset, start.weights, context)
             return
         source = around(roles.lead(preset, start.weights, context))
+        log.info("the pipeline is there")
         for service in services:
             lead(service, source, alone=start.world_size == 1)
     except BaseException as error:
@@ -201,6 +204,9 @@ def serve(link: Link) -> None:
     start = link.recv()
     die_with(start.parent)
     logging.getLogger().setLevel(start.log_level)
+    log.info("rank %d has started", start.rank)
+    if start.preset.num_gpus:
+        open_ahead(start.rank)
     meetings: queue.SimpleQueue[RendezvousPort] = queue.SimpleQueue()
     service = Service(link, on_other=meetings.put)
     reporter = Reporter(start.rank, service.send, service.settle)

@@ -19,8 +19,10 @@ from avatar.distributed.loading import load_share
 from avatar.distributed.p2p import LoadShare, MessageChannel, StartWork
 from avatar.distributed.process_groups import Group, join, pieces_of
 from avatar.distributed.rendezvous import RankContext
+from avatar.model.device_checks import remember_trials
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.checkpoint import CheckpointFiles
+from avatar.model.weights.weight_cache import cache_folder
 from avatar.pipeline.checkpoint_choice import find_files
 from avatar.pipeline.device import DTYPES
 from avatar.preset import Preset
@@ -31,13 +33,17 @@ if TYPE_CHECKING:
 
 def lead(preset: Preset, weights: Path | None, context: RankContext) -> DiffusionPipeline:
     """Rank 0's source of frames."""
+    remember_trials(cache_folder())
     from avatar.distributed.rank0_pipeline import checkpoint_pipeline
 
-    return checkpoint_pipeline(preset, weights, context)
+    pipeline = checkpoint_pipeline(preset, weights, context)
+    pipeline.warm(context.device)
+    return pipeline
 
 
 def assist(preset: Preset, weights: Path | None, context: RankContext) -> None:
     """The main loop of the other ranks, as long as rank 0 runs. Raises: WeightsMissing."""
+    remember_trials(cache_folder())
     dtype = DTYPES[preset.memory.weight_dtype]
 
     def load() -> tuple[Group, StreamingTransformer | None]:

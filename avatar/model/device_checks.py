@@ -1,20 +1,24 @@
 """Try each fast path once on the actual device, rather than assume that it works.
 
-A process that finds a fast path missing uses the slower fallback, and a notice says what that costs.
+A process that finds a fast path missing uses the slower fallback, and a notice says what that costs. What
+worked is recorded for later processes where remember_trials() says so.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from avatar.hardware.fast_paths import FAST_PATHS
 from avatar.model.torch_compat import cudnn_attention, set_expandable_segments, without_caches
+from avatar.model.trial_records import TrialRecords
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +26,8 @@ PINNED_TRIAL_BYTES = 2**20
 TOLERANCE = 2e-2  # between bf16 attention and float32
 
 _missing: dict[str, str] = {}  # code to reason
+_records: TrialRecords | None = None
+_trying = threading.RLock()  # a compiler is tried in another thread than the rest
 
 
 def missing() -> list[tuple[str, str]]:
@@ -59,8 +65,25 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
 
 
-def works(code: str, trial: Callable[[torch.device], None], device: torch.device) -> bool:
-    """Try a fast path; any exception except out of memory means that it does not work."""
+def remember_trials(folder: Path | None) -> None:
+    """From now on, skip trials that worked before, as recorded in a folder, and record others there.
+
+    None: try everything, record nothing, as a process does that has not called this.
+    """
+    global _records
+    _records = None if folder is None else TrialRecords(folder)
+
+
+def works(
+    code: str, trial: Callable[[torch.device], None], device: torch.device, *, lasting: bool = True
+) -> bool:
+    """Try a fast path; any exception except out of memory means that it does not work.
+
+    lasting: whether a success may be recorded for later processes; see remember_trials.
+    """
+    records = _records if lasting else None
+    if records is not None and records.has(code, trial, device):
+        return True
     try:
         trial(device)
     except torch.OutOfMemoryError:
@@ -68,12 +91,19 @@ def works(code: str, trial: Callable[[torch.device], None], device: torch.device
     except Exception as error:
         found_missing(code, error)
         return False
+    if records is not None:
+        records.add(code, trial, device)
     return True
 
 
-@functools.cache
 def compiles(device: torch.device) -> bool:
-    """Whether compiled code can be built for a device and run on it."""
+    """Whether compiled code can be built for a device and run on it; a second thread waits for the answer."""
+    with _trying:
+        return _compiles(device)
+
+
+@functools.cache
+def _compiles(device: torch.device) -> bool:
     return works("compile", _try_compiling, device)
 
 
@@ -86,7 +116,7 @@ def has_cudnn_attention(device: torch.device) -> bool:
 @functools.cache
 def pins(device: torch.device) -> bool:
     """Whether PyTorch can allocate pinned memory for a CUDA device."""
-    return works("pinned", _try_pinning, device)
+    return works("pinned", _try_pinning, device, lasting=False)
 
 
 @functools.cache
@@ -95,7 +125,7 @@ def grows_segments(device: torch.device) -> bool:
 
     It does on some cards under WSL2. Source: pytorch/pytorch issue 192330.
     """
-    grows = works("segments", _try_segments, device)
+    grows = works("segments", _try_segments, device, lasting=False)
     if not grows:
         set_expandable_segments(False)
     return grows

@@ -37,6 +37,7 @@ from avatar.pipeline.pose import with_pose
 from avatar.pipeline.resume import anchor_at, anchor_of, with_motion
 from avatar.pipeline.rollout import AT_ONCE, Arrival, rollout
 from avatar.pipeline.speakers import speaker_masks, speech_tracks
+from avatar.pipeline.warm_up import WarmUp
 from avatar.planning.placement import Placement
 from avatar.planning.plan import Plan
 from avatar.planning.weight_format import advice_here, settled_here
@@ -84,12 +85,18 @@ class DiffusionPipeline:
         # For a toy model, building graphs takes longer than running without them.
         self._compiles = compiles and not is_tiny
         self.pieces = CompiledPieces()
+        self._warm_up: WarmUp | None = None
         self.label = SELF_TEST_LABEL if is_tiny else ""
 
     @property
     def plan_binds(self) -> bool:
         """Whether a run whose plan does not fit must fall back to a smaller setting before it begins."""
         return self._denoising.plan_binds
+
+    def warm(self, device: torch.device) -> None:
+        """Prepare compiled code beside whatever comes first; for a process that will run on this device."""
+        if self._compiles and device.type == "cuda":
+            self._warm_up = WarmUp(device)
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """Yield uint8 (T, H, W, 3) RGB, one block at a time.
@@ -228,10 +235,10 @@ class DiffusionPipeline:
             check()
 
         yield Progress(Phase.LOADING)
-        parts = self._loaded(request, placement, loading)
+        size = size_within(stream, request.preset)
+        parts = self._loaded(request, placement, size, loading)
         yield Progress(Phase.ENCODING)
         check()
-        size = size_within(stream, request.preset)
         portrait = framed(request.portrait, stream, size, request.work)
         masks = speaker_masks(request, stream, size)
         conditions = parts.conditions.encode(portrait, prompt_for(request), size, tracks, masks)
@@ -248,6 +255,7 @@ class DiffusionPipeline:
         )
         anchor = anchor_at(state, size, parts.vae)
         self._observer.encoded()
+        log.info("the conditions are encoded")
         yield Progress(Phase.GENERATING)
         for frames in self._decoded(parts, request, size, conditions, state, anchor, cancelled, arrival):
             yield from self._announced()
@@ -285,6 +293,7 @@ class DiffusionPipeline:
         def prime() -> None:
             with self._observer.priming():
                 start(conditions.motion)
+            log.info("the decoder has begun")
 
         latents = partial(self._latents, parts, request, size, conditions, state, anchor, cancelled, arrival)
         if request.preset.memory.enable_online_decode:
@@ -294,10 +303,12 @@ class DiffusionPipeline:
             self._denoising.release(parts)
             prime()
         check = checking(cancelled)
-        for block in blocks:
+        for index, block in enumerate(blocks):
             check()
             with self._observer.decoding():
                 frames = decoder.decode(block)
+            if not index:
+                log.info("the first block is decoded")
             self._observer.decoded(frames)
             yield frames
 
@@ -330,26 +341,39 @@ class DiffusionPipeline:
         )
         for block in latents:
             if state.anchor is None:
+                log.info("the first block is denoised")
                 state.anchor = anchor_of(block)
             yield block
 
     def _decoder(self, parts: Components) -> StreamingDecoder:
+        if self._warm_up is not None:
+            self._warm_up.wait()
         compile = self._compiles and parts.device.type == "cuda" and compiles(parts.device)
         return StreamingDecoder(parts.decoder, compile=compile)
 
-    def _loaded(self, request: Request, placement: Placement, check: Check) -> Components:
+    def _loaded(self, request: Request, placement: Placement, size: Size, check: Check) -> Components:
         """All models, loaded unless they are already held in the way that this request needs."""
         preset = request.preset
         held = self._placement_held(preset)
         if held is None or not held.serves(placement):
             self._free()
+            log.info("the models load")
             parts = self._models.load(request, placement, check)
+            log.info("the side models are loaded")
+            self._warm_decoder(parts, preset, size)
             self._denoising.prepare(parts, check)
+            log.info("the transformer is loaded")
             self._use(parts, preset)
         assert self._parts is not None
         self._parts.placement = placement
         self._denoising.prepare(self._parts, check)
         return self._parts
+
+    def _warm_decoder(self, parts: Components, preset: Preset, size: Size) -> None:
+        """Prepare its graph now, if the plan lets it decode beside a loaded transformer."""
+        beside = preset.memory.enable_online_decode and not parts.placement.side_models_on_host
+        if self._warm_up is not None and beside:
+            self._warm_up.decode(parts.decoder, size)
 
     def _placement_held(self, preset: Preset) -> Placement | None:
         """The placement of the loaded models; None if they cannot be used for the preset."""

@@ -14,6 +14,8 @@ import av
 import pytest
 
 from avatar.cli import main
+from avatar.commands import generate
+from avatar.errors import BadInput
 from avatar.hardware.inventory import Inventory
 from avatar.long import job
 from avatar.planning.layout import Layout
@@ -245,3 +247,40 @@ def test_auto_says_what_keeps_the_cards_from_more(inputs, machine, engine, capsy
     words = reported.out if as_json else reported.err
     assert "The GPUs here could run 96gb. The NVIDIA driver 550.54 runs CUDA up to 12.4" in words
     assert "whl/cu126" in words
+
+
+class EarlyEngine:
+    """Tells when its process starts and ends."""
+
+    def __init__(self, told: list[str]) -> None:
+        self._told = told
+
+    def warm(self) -> None:
+        self._told.append("starts")
+
+    def close(self) -> None:
+        self._told.append("ends")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([], ["starts", "reads", "ends"]),
+        (["--resume"], ["reads"]),
+        (["--jobs", "2"], ["reads"]),
+        (["--preset", "cpu-preview"], ["reads"]),
+    ],
+)
+def test_a_gpus_engine_starts_before_the_files_are_read(inputs, machine, monkeypatch, flags, told):
+    """What is then refused ends it."""
+    order: list[str] = []
+
+    def read(*_: object, **__: object) -> None:
+        order.append("reads")
+        raise BadInput("This portrait cannot be used.", "Take another.")
+
+    machine(H200)
+    monkeypatch.setattr(generate, "open_engine", lambda *_, **__: EarlyEngine(order))
+    monkeypatch.setattr(job, "open_request", read)
+    assert main([*inputs, "--preset", "80gb", *flags]) == 2
+    assert order == told

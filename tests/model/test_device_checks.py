@@ -30,7 +30,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing has been tried before, and nothing of these trials is left."""
     monkeypatch.setattr(device_checks, "_missing", {})
     cached = (
-        device_checks.compiles,
+        device_checks._compiles,
         device_checks.has_cudnn_attention,
         device_checks.pins,
         device_checks.grows_segments,
