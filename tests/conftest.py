@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What programs remember for their user is not the user's here.
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="avatar-tests-")
 
+TESTS = count()
+
 pytest_plugins = ["tests.fixtures.checkpoints", "tests.fixtures.driver"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered_between_tests(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of weights that one test names is not searched in the next."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "settings" / str(next(TESTS))))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
