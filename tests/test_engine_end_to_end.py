@@ -132,15 +132,14 @@ def test_another_presets_models_load_in_the_same_process(engine, ask):
 
 
 def test_a_run_tells_what_it_did_before_its_first_frame(ask, tiny_checkpoint):
-    opened = open_engine(PRESET, weights=tiny_checkpoint)
+    opened, request = open_engine(PRESET, weights=tiny_checkpoint), ask(0.4)
     try:
-        told = [event for event in opened.stream(ask(0.4)) if isinstance(event, Progress)]
+        told = [event for event in opened.stream(request) if isinstance(event, Progress)]
     finally:
         opened.close()
     doing = [event.activity for event in told if event.activity is not None]
     assert list(dict.fromkeys(doing)) == [Activity.STARTING, Activity.READING]
-    [report] = Path(ask(0.1).output).parent.parent.rglob("out.report.json")
-    took_s = json.loads(report.read_text())["activities_s"]
+    took_s = json.loads(request.output.with_name("out.report.json").read_text())["activities_s"]
     assert set(took_s) == {Activity.STARTING, Activity.READING, Phase.ENCODING}
     assert min(took_s.values()) >= 0
 
