@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +288,13 @@ def _open_app_state(args: argparse.Namespace, scratch: Path, zero_gpu: Any = Non
         weights = None if toy else args.weights
         return open_engine(preset, weights=weights, gpus=gpus, attach=attach, zero_gpu=zero_gpu)
 
+    def place_of(preset: Preset) -> Hashable:
+        if zero_gpu is not None or preset.name == attached:
+            return preset.models  # loaded ahead
+        return tuple(judge(preset, probe(args.weights)).uuids or ())
+
     job_queue = JobQueue(open_for, gallery, args.queue_size, places)
+    job_queue.place_of = place_of
     job_queue.upscale_with = read_command(args.upscale_command) if args.upscale_command else ()
     return AppState(
         job_queue=job_queue,

@@ -21,6 +21,15 @@ class Phase(StrEnum):
     UPSCALING = "upscaling"  # where it is asked for
 
 
+class Activity(StrEnum):
+    """What an engine does within a phase before its first frame, where that may take long."""
+
+    STARTING = "starting"  # processes, libraries, CUDA
+    READING = "reading"  # weights
+    CONVERTING = "converting"  # the same, quantised first, for the cache
+    COMPILING = "compiling"  # and the first block
+
+
 @dataclass(frozen=True)
 class Segment:
     """One playable piece of the video, finished and on disk.
@@ -67,7 +76,8 @@ class RankLoad:
 class Progress:
     """The progress of a run. Frames count from 0 to num_frames; times in seconds since the run began.
 
-    num_parts: of a long video, else 0. ranks: of an engine on several GPUs, else empty.
+    num_parts: of a long video, else 0. ranks: of an engine on several GPUs, else empty. activity: what it
+    does within the phase, where that is known. usual_s: seconds that this usually takes here, if known.
     """
 
     phase: Phase
@@ -82,6 +92,8 @@ class Progress:
     parts_done: int = 0
     num_parts: int = 0
     ranks: tuple[RankLoad, ...] = ()
+    activity: Activity | None = None
+    usual_s: float | None = None
 
     @property
     def bottleneck(self) -> RankLoad | None:

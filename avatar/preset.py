@@ -101,6 +101,15 @@ class Preset:
         loaded = memory.weight_dtype, memory.text_encoder, memory.decoder, memory.lora
         return self.requires.weights, *loaded, self.parallel
 
+    @property
+    def process(self) -> Hashable:
+        """Everything that an engine's process depends on: it may serve all presets with an equal value.
+
+        A lone rank loads other models itself, and keeps what both need; several would all have to.
+        """
+        lone = self.parallel.num_gpus_dit + self.parallel.decode_gpu == 1
+        return (self.requires.weights, self.parallel) if self.engine == "diffusion" and lone else self.models
+
     def with_settings(self, /, **settings: Any) -> Preset:
         """The preset with flat settings (size=…, num_gpus_dit=…) changed; None leaves a setting unchanged.
 

@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What programs remember for their user is not the user's here.
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="avatar-tests-")
+os.environ["AVATAR_CACHE"] = tempfile.mkdtemp(prefix="avatar-tests-cache-")
 
 TESTS = count()
 

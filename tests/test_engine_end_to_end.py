@@ -22,7 +22,7 @@ from avatar.checkpoints.locations import LORA_FILE, LORA_REPO, OFFICIAL
 from avatar.cli import main
 from avatar.commands import generate
 from avatar.errors import AvatarError, WeightsMissing
-from avatar.events import Finished, Progress, Segment
+from avatar.events import Activity, Finished, Phase, Progress, Segment
 from avatar.geometry import Size
 from avatar.media.intake import open_request
 from avatar.media.sample_inputs import write_sample
@@ -118,6 +118,30 @@ def test_the_guides_command_on_a_toy_checkpoint(inputs, tiny_checkpoint, tmp_pat
     assert report["preset"]["generation"]["sample_steps"] == 4
     left = [path.name for path in (tmp_path / "temporary").iterdir()]
     assert [name for name in left if "torchinductor" not in name] == []
+
+
+def test_another_presets_models_load_in_the_same_process(engine, ask):
+    """Its libraries, GPU and compiled code are what a start takes longest for."""
+    children = []
+    for weight_dtype in ("fp32", "bf16", "fp8"):
+        finished = run(engine, ask(0.4, weight_dtype=weight_dtype))
+        assert finished.num_frames == 10
+        children.append({child.pid for child in psutil.Process(engine.pid).children(recursive=True)})
+    assert children[0]
+    assert children == [children[0]] * 3
+
+
+def test_a_run_tells_what_it_did_before_its_first_frame(ask, tiny_checkpoint):
+    opened, request = open_engine(PRESET, weights=tiny_checkpoint), ask(0.4)
+    try:
+        told = [event for event in opened.stream(request) if isinstance(event, Progress)]
+    finally:
+        opened.close()
+    doing = [event.activity for event in told if event.activity is not None]
+    assert list(dict.fromkeys(doing)) == [Activity.STARTING, Activity.READING]
+    took_s = json.loads(request.output.with_name("out.report.json").read_text())["activities_s"]
+    assert set(took_s) == {Activity.STARTING, Activity.READING, Phase.ENCODING}
+    assert min(took_s.values()) >= 0
 
 
 def test_the_doctor_tests_the_engine(no_weights_elsewhere):

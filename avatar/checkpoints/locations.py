@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 LORA_REPO = "Quark-Vision/Live-Avatar"
 LORA_FILE = "liveavatar.safetensors"
 ENVIRONMENT = "AVATAR_WEIGHTS"
+CACHE_ENVIRONMENT = "AVATAR_CACHE"
 DEFAULT_FOLDER = "ckpt"
 REMEMBERED = "weights-folder"  # the file that stores the folder named by the user
 TOY_BYTES = 2**29  # a smaller transformer is a toy
@@ -391,6 +392,13 @@ def user_cache() -> Path:
         return Path.home() / ".cache"
     except RuntimeError:  # no $HOME, and a user unknown to the system: common in containers
         return Path(".cache")
+
+
+def cache_folder() -> Path:
+    """Where what is made once per machine is kept: $AVATAR_CACHE, else a folder of the user's cache."""
+    if named := os.environ.get(CACHE_ENVIRONMENT):
+        return Path(named)
+    return user_cache() / "live-avatar"
 
 
 def _homes(place: Path, repo: str) -> list[Path]:

@@ -292,7 +292,7 @@ def _show_bar(request: Request) -> Iterator[Any]:
                 case Progress():
                     bar.update(
                         task,
-                        description=str(event.phase),
+                        description=str(event.activity or event.phase),
                         completed=event.frames_done,
                         total=event.num_frames or None,
                         pace=_pace(event),

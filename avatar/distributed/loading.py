@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from avatar.checkpoints.locations import cache_folder
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.distributed.fsdp import Fill, layer_of, shard_layers
 from avatar.distributed.process_groups import Group
@@ -16,7 +17,7 @@ from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Check, go_on, load_transformer
 from avatar.model.weights.random_weights import random_transformer
-from avatar.model.weights.weight_cache import cache_folder, load_quantised
+from avatar.model.weights.weight_cache import load_quantised
 from avatar.pipeline.device import quantised_dtype
 from avatar.planning.layout import Role
 from avatar.settings import Memory

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from avatar.checkpoints.locations import cache_folder
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.distributed import coordinator
 from avatar.distributed.loading import load_share
@@ -22,7 +23,6 @@ from avatar.distributed.rendezvous import RankContext
 from avatar.model.device_checks import remember_trials
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.checkpoint import CheckpointFiles
-from avatar.model.weights.weight_cache import cache_folder
 from avatar.pipeline.checkpoint_choice import find_files
 from avatar.pipeline.device import DTYPES
 from avatar.preset import Preset

@@ -225,7 +225,8 @@ class _PartsRun:
                 self._ranks = event.ranks or self._ranks
                 if event.frames_done and self._first_frame_s is None:
                     self._first_frame_s = event.first_frame_s
-                yield self._progress(event.phase if self._asked is None else Phase.GENERATING)
+                now = self._progress(event.phase if self._asked is None else Phase.GENERATING)
+                yield replace(now, activity=event.activity, usual_s=event.usual_s)
             case PartDone():
                 self._frames[part] = event.num_frames
                 yield event

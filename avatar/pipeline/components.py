@@ -3,49 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
+from avatar.checkpoints.locations import cache_folder
 from avatar.checkpoints.transformer_config import ModelConfig
-from avatar.geometry import Size
 from avatar.model.transformer import StreamingTransformer
-from avatar.model.vae.tiny_decoder import TinyDecoder
 from avatar.model.vae.vae import VideoVAE
-from avatar.model.wav2vec2 import SpeechEncoder
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Check, go_on, load_transformer
-from avatar.model.weights.weight_cache import cache_folder, load_quantised
-from avatar.pipeline.conditioning import AnyTrack, ConditionEncoder, EncodeText, LocalTextEncoder
+from avatar.model.weights.weight_cache import is_cached, load_quantised
+from avatar.pipeline.conditioning import EncodeText
 from avatar.pipeline.decode import LatentDecoder
-from avatar.pipeline.denoiser import Conditions
 from avatar.pipeline.device import DTYPES, best_device, quantised_dtype
 from avatar.pipeline.offload.block_layers import BlockLayers, load_beside_blocks
-from avatar.pipeline.offload.encoders import OffloadedVAE, offload_speech_encoder
 from avatar.pipeline.offload.host_layers import HostLayers, RingMemory, settle_on_host
+from avatar.pipeline.side_models import Conditioner, SideModels
 from avatar.planning.placement import ALL_ON_GPU, Placement, spread
 from avatar.settings import Memory
 
 log = logging.getLogger(__name__)
-
-
-class Conditioner(Protocol):
-    """Encodes a run's conditions: ConditionEncoder, or its replacement without a prompt encoder."""
-
-    def encode(
-        self,
-        portrait: Path,
-        prompt: str,
-        size: Size,
-        speech: Sequence[AnyTrack],
-        masks: Tensor | None = None,
-    ) -> Conditions:
-        """See ConditionEncoder.encode."""
-        ...
 
 
 @dataclass
@@ -56,6 +35,7 @@ class Components:
     make_transformer: from a checkpoint or with random weights; offloaded layers are already on the host.
     transformer: None before it is loaded and after release. host_layers: its offloaded layers. ring_memory:
     host memory for offloaded rings, reused from run to run. files: the checkpoint, None for random weights.
+    sides: those of these models that another transformer could be used with, None likewise.
     """
 
     device: torch.device
@@ -69,6 +49,7 @@ class Components:
     host_layers: HostLayers | None = None
     ring_memory: RingMemory = field(default_factory=RingMemory)
     files: CheckpointFiles | None = None
+    sides: SideModels | None = None
 
     @classmethod
     def load(
@@ -79,30 +60,17 @@ class Components:
         placement: Placement = ALL_ON_GPU,
         encode_text: EncodeText | None = None,
         device: torch.device | None = None,
+        kept: SideModels | None = None,
     ) -> Components:
         """Load the side models; load_transformer loads the transformer.
 
         device: None for the best available one.
+        kept: side models that serve, instead of loading them; see SideModels.key_of.
         encode_text: how ranks encode a prompt together; None: on the device that memory.text_encoder names.
         Raises: WeightsMissing, DoesNotFit when the host cannot lock the memory, whatever check raises.
         """
         device, dtype = device or best_device(), DTYPES[memory.weight_dtype]
-        check()
-        is_tiny = memory.decoder == "tiny"
-        small = files.require_tiny_decoder() if is_tiny else None
-        vae = VideoVAE.load(files.vae, device, dtype, decodes=not is_tiny)
-        check()
-        away = placement.side_models_on_host
-        speech = SpeechEncoder.load(files.speech_encoder, "cpu" if away else device, torch.float32)
-        if away:
-            vae = OffloadedVAE(vae)
-            if not placement.speech_on_cpu:
-                offload_speech_encoder(speech, device)
-        decoder = vae if small is None else TinyDecoder.load(small, vae)
-        if encode_text is None:
-            places = {"gpu": device, "cpu": torch.device("cpu")}
-            encode_text = LocalTextEncoder(files.text_encoder, places[memory.text_encoder], dtype)
-        conditions = ConditionEncoder(files, vae, speech, encode_text)
+        sides = kept or SideModels.load(memory, files, check, placement, encode_text, device)
 
         def make(check: Check) -> StreamingTransformer:
             config, format = ModelConfig.load(files.config), quantised_dtype(memory)
@@ -116,7 +84,24 @@ class Components:
                 )
             return load_transformer(files, device, dtype, place=lambda *_: check(), settle=settle)
 
-        return cls(device, dtype, vae, conditions, make, decoder, placement, files=files)
+        return cls(
+            device,
+            dtype,
+            sides.vae,
+            sides.conditions,
+            make,
+            sides.decoder,
+            placement,
+            files=files,
+            sides=sides,
+        )
+
+    def must_convert(self, memory: Memory) -> bool:
+        """Whether the transformer is still to be merged and quantised, rather than read from the cache."""
+        format = quantised_dtype(memory)
+        if self.files is None or format is None:
+            return False
+        return not is_cached(self.files, cache_folder(), self.dtype, format)
 
     def load_transformer(self, check: Check = go_on) -> StreamingTransformer:
         """The transformer, loaded if necessary.

@@ -14,6 +14,8 @@ from avatar.model.weights.loading import Check
 from avatar.pipeline.checkpoint_choice import find_files
 from avatar.pipeline.components import Components
 from avatar.pipeline.conditioning import EncodeText
+from avatar.pipeline.device import best_device
+from avatar.pipeline.side_models import SideModels
 from avatar.planning.placement import Placement
 from avatar.preset import Preset
 from avatar.request import Request
@@ -57,13 +59,19 @@ class CheckpointModels:
         self._weights, self._text_encoder = weights, text_encoder
         self.lasting = weights is not None or preset.requires.weights != "tiny"
         self.files: CheckpointFiles | None = None  # loaded last
+        self._sides: SideModels | None = None  # of the last load, for one that only needs another transformer
 
     def load(self, request: Request, placement: Placement, check: Check) -> Components:
         """See Models. The prompt's length is checked first."""
         self.files = files = find_files(request.preset, self._weights, request.work)
         PromptTokenizer(files.tokenizer)(prompt_for(request))
         encode_text = None if self._text_encoder is None else self._text_encoder(files)
-        return Components.load(request.preset.memory, files, check, placement, encode_text)
+        memory, device = request.preset.memory, best_device()
+        if self._sides is not None and self._sides.key != SideModels.key_of(memory, files, placement, device):
+            self._sides = None  # freed before others are loaded
+        parts = Components.load(memory, files, check, placement, encode_text, device, self._sides)
+        self._sides = parts.sides if self.lasting and encode_text is None else None
+        return parts
 
 
 @dataclass(frozen=True)

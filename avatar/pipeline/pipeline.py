@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from avatar.errors import Cancelled
-from avatar.events import Notice, Phase, Progress
+from avatar.events import Activity, Notice, Phase, Progress
 from avatar.geometry import FPS, Size
 from avatar.media.growing import end_frame, open_speech
 from avatar.media.prompt import prompt_for
@@ -86,6 +86,7 @@ class DiffusionPipeline:
         self._compiles = compiles and not is_tiny
         self.pieces = CompiledPieces()
         self._warm_up: WarmUp | None = None
+        self._compiled_sizes: set[Size] = set()
         self.label = SELF_TEST_LABEL if is_tiny else ""
 
     @property
@@ -236,7 +237,7 @@ class DiffusionPipeline:
 
         yield Progress(Phase.LOADING)
         size = size_within(stream, request.preset)
-        parts = self._loaded(request, placement, size, loading)
+        parts = yield from self._loaded(request, placement, size, loading)
         yield Progress(Phase.ENCODING)
         check()
         portrait = framed(request.portrait, stream, size, request.work)
@@ -256,7 +257,7 @@ class DiffusionPipeline:
         anchor = anchor_at(state, size, parts.vae)
         self._observer.encoded()
         log.info("the conditions are encoded")
-        yield Progress(Phase.GENERATING)
+        yield Progress(Phase.GENERATING, activity=self._compiling(parts, size))
         for frames in self._decoded(parts, request, size, conditions, state, anchor, cancelled, arrival):
             yield from self._announced()
             state.end_at(end_frame(request))
@@ -351,16 +352,27 @@ class DiffusionPipeline:
         compile = self._compiles and parts.device.type == "cuda" and compiles(parts.device)
         return StreamingDecoder(parts.decoder, compile=compile)
 
-    def _loaded(self, request: Request, placement: Placement, size: Size, check: Check) -> Components:
+    def _compiling(self, parts: Components, size: Size) -> Activity | None:
+        """Whether the first block waits for code, which each size has of its own."""
+        if not self._compiles or parts.device.type != "cuda" or size in self._compiled_sizes:
+            return None
+        self._compiled_sizes.add(size)
+        return Activity.COMPILING
+
+    def _loaded(
+        self, request: Request, placement: Placement, size: Size, check: Check
+    ) -> Generator[Progress, None, Components]:
         """All models, loaded unless they are already held in the way that this request needs."""
         preset = request.preset
         held = self._placement_held(preset)
         if held is None or not held.serves(placement):
             self._free()
-            log.info("the models load")
+            yield Progress(Phase.LOADING, activity=Activity.READING)
             parts = self._models.load(request, placement, check)
             log.info("the side models are loaded")
             self._warm_decoder(parts, preset, size)
+            if parts.must_convert(preset.memory):
+                yield Progress(Phase.LOADING, activity=Activity.CONVERTING)
             self._denoising.prepare(parts, check)
             log.info("the transformer is loaded")
             self._use(parts, preset)
@@ -388,6 +400,7 @@ class DiffusionPipeline:
 
     def _use(self, parts: Components, preset: Preset) -> None:
         self._parts, self._held = parts, preset.models
+        self._compiled_sizes.clear()
         self.pieces = CompiledPieces.on(parts.device) if self._compiles else EAGER
 
     def _free(self) -> None:

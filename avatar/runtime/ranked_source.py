@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,7 +93,7 @@ class RankedSource:
         self._run = 0
         self._stands_on: tuple[str, int, int] | None = None  # a long video's run, rungs, number of OOMs
         self._asked: tuple[Request, Planned] | None = None  # the last requested plan
-        self._served = preset.models
+        self._served = self._needs(preset)
         self._slow = SlowPaths()
         self._ranks: SupervisedRanks | None = None if attach else self._start(preset)
         self._idle = IdleListener(lambda: self._ranks)
@@ -262,13 +262,17 @@ class RankedSource:
         return self._ranks
 
     def _ranks_for(self, preset: Preset) -> SupervisedRanks:
-        """The existing ranks, if they have this preset's models; otherwise fresh ones. Raises: BadInput."""
-        if self._ranks is None or not self._ranks.alive or preset.models != self._served:
+        """The existing ranks, if they serve this preset; otherwise fresh ones. Raises: BadInput."""
+        if self._ranks is None or not self._ranks.alive or self._needs(preset) != self._served:
             if self._ranks is not None:
                 self._ranks.leave()
             self._ranks = self._start(preset)
-            self._served = preset.models
+            self._served = self._needs(preset)
         return self._ranks
+
+    def _needs(self, preset: Preset) -> Hashable:
+        """What ranks must have to serve a preset; those started elsewhere keep their models."""
+        return preset.process if self._address is None else preset.models
 
     def _start(self, preset: Preset) -> SupervisedRanks:
         if self._address is not None:

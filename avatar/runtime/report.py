@@ -94,6 +94,7 @@ class RunReport:
 
     video, thumbnail, portrait, speech, background_picture, pose: file names without folders. engine: the
     source's label. created: ISO 8601, UTC. first_frame_s, first_segment_s: seconds since the run began.
+    activities_s: seconds before the first frame, by what the engine did (Activity, or the phase).
     speakers: where several faces spoke; then portrait_size: width and height of the framed portrait, in which
     their boxes are.
     frames_per_s: frames per second since the first one was requested. made_from: see origin; {} for parts.
@@ -126,6 +127,7 @@ class RunReport:
     elapsed_s: float = 0.0
     first_frame_s: float | None = None
     first_segment_s: float | None = None
+    activities_s: dict[str, float] = field(default_factory=dict)
     frames_per_s: float | None = None
     stopped: bool = False
     error: str | None = None

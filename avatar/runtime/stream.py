@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 
+from avatar.checkpoints.locations import cache_folder
 from avatar.errors import AvatarError, Cancelled, NotPlaced
 from avatar.events import (
     Event,
@@ -38,6 +39,7 @@ from avatar.runtime.extent import Extent
 from avatar.runtime.finished_files import Unreported, new_report, publish, save_thumbnail, settle_report
 from avatar.runtime.progress import ProgressClock
 from avatar.runtime.report import MemoryUse, RungTaken, RunReport
+from avatar.runtime.usual_times import UsualTimes
 
 if TYPE_CHECKING:
     from avatar.media.background.compositor import Compositor
@@ -106,7 +108,9 @@ class _Run:
             threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True)
             for work in (self._render, self._encode)
         ]
-        self._clock = ProgressClock(*self._extent.expected)
+        loads = request.preset.engine == "diffusion"
+        usual = UsualTimes(cache_folder(), request.preset.name) if loads else None
+        self._clock = ProgressClock(*self._extent.expected, usual)
         self._report = new_report(request, source.label)
         self._plan, self._use = plan, use
         self._made = 0  # frames received from the source
@@ -168,7 +172,7 @@ class _Run:
                     raise Cancelled("The run was stopped.")
                 if isinstance(item, Progress):
                     self._clock.ranks = item.ranks or self._clock.ranks
-                    if self._clock.enter(item.phase):
+                    if self._clock.follow(item):
                         self._emit(self._clock.progress())
                 elif isinstance(item, Notice | PlanMade):
                     self._emit(item)
@@ -306,6 +310,7 @@ class _Run:
         report, state = self._report, self._clock.progress()
         report.elapsed_s, report.first_frame_s = state.elapsed_s, state.first_frame_s
         report.frames_per_s, report.first_segment_s = state.fps, self._clock.first_segment_s
+        report.activities_s = self._clock.activities_s
         report.memory, report.error_kind = self._use(), error_kind(self.error)
 
 

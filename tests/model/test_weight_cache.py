@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from avatar.checkpoints.locations import LORA_FILE
+from avatar.checkpoints.locations import CACHE_ENVIRONMENT, LORA_FILE, cache_folder
 from avatar.errors import Cancelled, WeightsMissing
 from avatar.model.linear_8bit import Int8Linear, Quantiser
 from avatar.model.quantize import FLOAT8, INT8, is_quantised, quantise_weight
@@ -28,11 +28,9 @@ from avatar.model.weights import weight_cache
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.model.weights.loading import load_transformer
 from avatar.model.weights.weight_cache import (
-    ENVIRONMENT,
     INDEX,
     KEEP_S,
     SCALES,
-    cache_folder,
     load_quantised,
 )
 
@@ -425,13 +423,13 @@ class TestWithout:
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    monkeypatch.delenv(CACHE_ENVIRONMENT, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "live-avatar"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "live-avatar"
-    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "here"))
+    monkeypatch.setenv(CACHE_ENVIRONMENT, str(tmp_path / "here"))
     assert cache_folder() == tmp_path / "here"
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from avatar.bench.random_parts import random_parts
+from avatar.checkpoints.locations import CACHE_ENVIRONMENT
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.errors import Cancelled
 from avatar.geometry import SPEECH_HZ, Size
@@ -57,7 +58,7 @@ def require_quantised(model: StreamingTransformer, weight_dtype: str) -> None:
 def test_weights_in_8_bits_come_through_the_cache(
     weight_dtype: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(weight_cache.ENVIRONMENT, str(tmp_path))
+    monkeypatch.setenv(CACHE_ENVIRONMENT, str(tmp_path))
     monkeypatch.setattr(weight_cache, "FILE_BYTES", 100_000)
     files = open_checkpoint(tiny_checkpoint)
     parts = Components.load(PRESET.with_settings(weight_dtype=weight_dtype).memory, files)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,15 +16,16 @@ import soundfile
 import torch
 from torch import Tensor
 
-from avatar.checkpoints.locations import DIFFUSERS
+from avatar.checkpoints.locations import CACHE_ENVIRONMENT, DIFFUSERS
 from avatar.errors import BadInput, Cancelled, DoesNotFit, WeightsMissing
-from avatar.events import Notice, Phase, Progress
+from avatar.events import Activity, Notice, Phase, Progress
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, SOUND_HZ, Size
 from avatar.media.intake import open_request
 from avatar.media.prompt import worded
 from avatar.media.sample_inputs import write_sample
 from avatar.model.text_encoder import TextEncoder, TextWeights
 from avatar.model.wav2vec2 import SpeechEncoder
+from avatar.model.weights import weight_cache
 from avatar.model.weights.checkpoint import open_checkpoint
 from avatar.pipeline import checkpoint_choice, components, pipeline
 from avatar.pipeline.components import Components
@@ -246,6 +249,52 @@ def test_cancel_while_loading_stops_between_two_tensors(warm, ask, tiny_checkpoi
         list(engine.frames(ask(0.2), cancelled))
     assert len(asked) == 21
     assert np.array_equal(video(engine, ask(0.2)), video(warm, ask(0.2)))
+
+
+def test_another_transformer_keeps_the_models_around_it(ask, tiny_checkpoint):
+    """As when another preset is chosen on the page; the frames are those of a fresh engine."""
+    engine = DiffusionPipeline(PRESET, tiny_checkpoint)
+    video(engine, ask(0.4, weight_dtype="bf16"))
+    before = engine._parts
+    assert before is not None
+    again = video(engine, ask(0.4, weight_dtype="fp8"))
+    after = engine._parts
+    assert after is not None
+    assert after.vae is before.vae
+    assert after.conditions is before.conditions
+    assert after.transformer is not before.transformer
+    fresh = DiffusionPipeline(PRESET, tiny_checkpoint)
+    assert np.array_equal(again, video(fresh, ask(0.4, weight_dtype="fp8")))
+
+
+def test_models_around_it_that_differ_are_loaded_anew(ask, tiny_checkpoint, tmp_path):
+    folder = tmp_path / "weights"
+    shutil.copytree(tiny_checkpoint, folder)
+    engine = DiffusionPipeline(PRESET, folder)
+    video(engine, ask(0.4, weight_dtype="bf16"))
+    first = weakref.ref(engine._parts.vae)
+    video(engine, ask(0.4, weight_dtype="bf16", decoder="tiny"))
+    gc.collect()
+    assert first() is None, "freed, and not kept beside the next"
+    second = engine._parts.vae
+    os.utime(open_checkpoint(folder).vae)
+    video(engine, ask(0.4, weight_dtype="fp8", decoder="tiny"))
+    assert engine._parts.vae is not second
+
+
+def test_what_a_start_does_is_reported(ask, tiny_checkpoint, monkeypatch, tmp_path):
+    """Weights in 8 bits are converted once for the machine; a warm engine has nothing to do."""
+    monkeypatch.setenv(CACHE_ENVIRONMENT, str(tmp_path / "cache"))
+    monkeypatch.setattr(weight_cache, "FILE_BYTES", 100_000)
+
+    def reported(engine: DiffusionPipeline) -> list[Activity]:
+        found = engine.frames(ask(0.2, weight_dtype="fp8"), lambda: False)
+        return [item.activity for item in found if isinstance(item, Progress) and item.activity]
+
+    first = DiffusionPipeline(PRESET, tiny_checkpoint)
+    assert reported(first) == [Activity.READING, Activity.CONVERTING]
+    assert reported(first) == []
+    assert reported(DiffusionPipeline(PRESET, tiny_checkpoint)) == [Activity.READING]
 
 
 def test_other_dtypes_are_loaded_anew(ask, tiny_checkpoint):

@@ -250,7 +250,24 @@ def test_the_engine_stays_open_for_presets_that_it_serves(counter):
     assert len(c.opened) == 2, "the models are the same; what waits on the host is for the run's plan"
     for other in ({"weight_dtype": "fp8"}, {"text_encoder": "cpu"}, {"lora": "a.safetensors"}):
         follow(c.submit(diffusion.with_settings(**other)))
-    assert len(c.opened) == 5
+    assert len(c.opened) == 2, "one process on one GPU loads other models itself, and keeps what both need"
+    for other in ({"num_gpus_dit": 2}, {"num_gpus_dit": 2, "weight_dtype": "fp8"}):
+        follow(c.submit(diffusion.with_settings(**other)))
+    assert len(c.opened) == 4, "ranks that have loaded shares of one model begin anew with another"
+
+
+def test_a_preset_for_another_card_opens_another_engine(counter):
+    c = counter()
+    cards = {"bf16": "GPU-a", "fp8": "GPU-b"}
+    c.job_queue.place_of = lambda preset: cards[preset.memory.weight_dtype]
+    bf16 = Preset(name="big", title="", summary="", engine="diffusion")
+    fp8 = bf16.with_settings(weight_dtype="fp8")
+    for preset in (bf16, fp8, fp8):
+        follow(c.submit(preset))
+    assert c.opened == [bf16, fp8]
+    cards["fp8"] = "GPU-a"  # as free as the other by now: models that are loaded stay where they are
+    follow(c.submit(fp8))
+    assert c.opened == [bf16, fp8]
 
 
 def test_closing_ends_everything(counter):

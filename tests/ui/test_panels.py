@@ -12,7 +12,7 @@ import pytest
 from avatar.checkpoints.block_sizes import BlockSizes
 from avatar.checkpoints.model_sizes import ModelSizes
 from avatar.errors import BadInput
-from avatar.events import Notice, Phase, Progress
+from avatar.events import Activity, Notice, Phase, Progress
 from avatar.hardware.inventory import Inventory
 from avatar.planning.gauges import GpuReading, HostReading, Reading
 from avatar.planning.placement import ALL_ON_GPU, Placement
@@ -284,6 +284,20 @@ def test_every_example_has_a_chinese_title():
 )
 def test_the_status_says_how_it_stands(status: Status, words: str):
     assert words in Outline(render_status(status, "en")).text
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_status_says_what_a_start_does_and_how_long_it_takes(language: str):
+    told = set()
+    for activity in Activity:
+        for usual_s in (None, 12.3):
+            doing = Progress(Phase.LOADING, activity=activity, usual_s=usual_s)
+            seen = Outline(render_status(Status("running", doing), language)).text
+            assert ("12 " in seen) == (usual_s is not None)
+            told.add(seen)
+    assert len(told) == 2 * len(Activity)
+    encoding = Outline(render_status(Status("running", Progress(Phase.ENCODING, usual_s=0.6)), "en"))
+    assert "Analysing face and voice (usually 1 s)" in encoding.text
 
 
 def test_the_status_in_figures():

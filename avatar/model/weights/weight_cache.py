@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from avatar.checkpoints.download import SPARE_BYTES
-from avatar.checkpoints.locations import user_cache
 from avatar.errors import WeightsMissing
 from avatar.locks import take
 from avatar.media import atomic
@@ -36,7 +35,6 @@ from avatar.model.weights.tensor_files import read_json
 
 logger = logging.getLogger(__name__)
 
-ENVIRONMENT = "AVATAR_CACHE"
 RECIPES = {FLOAT8: "e4m3-rows-2", INT8: "int8-hadamard-rows-1"}  # rename whenever a format's output changes
 FILE_BYTES = 2**30  # buffered on the host before a file is written; smaller checkpoints are not cached
 KEEP_S = 30 * 24 * 3600.0  # an entry unused for this long is deleted when another is built
@@ -49,13 +47,6 @@ Check = Callable[[], None]
 
 class CacheUnusable(Exception):
     """The cache folder cannot be written; the run continues without it."""
-
-
-def cache_folder() -> Path:
-    """The folder for quantised weights: $AVATAR_CACHE, else the user's cache folder."""
-    if named := os.environ.get(ENVIRONMENT):
-        return Path(named)
-    return user_cache() / "live-avatar"
 
 
 def load_quantised(
@@ -125,6 +116,11 @@ def cached(
         logger.warning("quantised weights are not cached, each start quantises again: %s", error)
         return None
     return entry
+
+
+def is_cached(files: CheckpointFiles, folder: Path, dtype: torch.dtype, format: torch.dtype) -> bool:
+    """Whether there is an entry for a checkpoint, so that loading it need not quantise."""
+    return (folder / key(files, dtype, format)).is_dir()
 
 
 def key(files: CheckpointFiles, dtype: torch.dtype, format: torch.dtype) -> str:

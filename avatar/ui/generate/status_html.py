@@ -59,8 +59,17 @@ def _headline(status: Status, language: Language) -> str:
             place = place_words(status.place - 1, language)
             return f"{text('phase_queued', language)}. {place}" if language == "en" else place
         case "running":
-            return text(f"phase_{status.progress.phase}", language)
+            return _doing(status.progress, language)
     return text(f"phase_{status.state}", language)
+
+
+def _doing(progress: Progress, language: Language) -> str:
+    """What the engine does, with the time that this usually takes, if it is known."""
+    activity = progress.activity
+    words = text(f"activity_{activity}" if activity else f"phase_{progress.phase}", language)
+    if progress.usual_s is None:
+        return words
+    return text("usually", language, words=words, s=max(1, round(progress.usual_s)))
 
 
 def place_words(ahead: int, language: Language) -> str:

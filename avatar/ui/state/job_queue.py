@@ -65,7 +65,9 @@ class JobQueue:
         self.upscale_with: tuple[str, ...] = ()  # words of the owner's command for upscale 1080p
         self._open_engine = open_engine
         self._engine: Engine | None = None
+        self.place_of: Callable[[Preset], Hashable] = lambda preset: None  # where a preset's engine runs
         self._engine_models: Hashable = None  # which the open engine has loaded
+        self._engine_process: Hashable = None  # what its process and place can serve
         self._waiting: list[QueuedRun] = []
         self._running: QueuedRun | None = None
         self._ended: deque[QueuedRun] = deque(maxlen=MOST_ENDED)  # only runs that have an owner
@@ -301,12 +303,14 @@ class JobQueue:
 
     def _engine_for(self, preset: Preset) -> Engine:
         """The open engine, if it serves this preset too; else a new one in its place. Raises: AvatarError."""
-        key = preset.models
         with self._opening:
-            if self._engine is None or self._engine_models != key:
+            process = preset.process, self.place_of(preset)
+            serves = preset.models == self._engine_models or process == self._engine_process
+            if self._engine is None or not serves:
                 self._close_engine()
                 self._engine = self._open_engine(preset)
-                self._engine_models = key
+                self._engine_process = process
+            self._engine_models = preset.models
             return self._engine
 
     def _warm(self, preset: Preset) -> None:
