@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -113,7 +113,7 @@ class LiveSession:
         return self.sound_queue.add(samples, live)
 
     def interrupt(self) -> bool:
-        """Drop queued sound. Returns whether there was any."""
+        """Drop the sound that nobody has heard. Returns whether there was any."""
         return self.sound_queue.cut()
 
     def post_event(self, what: Mapping[str, Any]) -> None:
@@ -167,6 +167,7 @@ class LiveSession:
             self._since, self._shown = self._clock(), 0
         now = self._clock()
         first, given_at = made.first_frame + made.num_left_out, now
+        made = replace(made, sound=self.sound_queue.heard(first, made.sound))
         while self._given_at and self._given_at[0][0] <= first:
             given_at = self._given_at.popleft()[1]
         late_s = now - given_at
