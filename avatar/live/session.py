@@ -27,6 +27,7 @@ from avatar.runtime.live_protocol import LiveFrames, LiveRun
 log = logging.getLogger(__name__)
 
 FRAME_S = 1 / FPS
+AHEAD_FRAMES = 5  # silence that an engine gets at once, so that its first frame need not wait for a look-ahead
 STOOD_S = 0.5  # a clock that is further behind is reset to now: the machine slept
 PACE_EVERY_S = 1.0
 JOIN_S = 5.0
@@ -183,7 +184,7 @@ class LiveSession:
 
     def _speak(self) -> None:
         self._generating.wait()
-        due, index = self._clock(), 0
+        due, index = self._clock() - AHEAD_FRAMES * FRAME_S, 0
         try:
             while not self.over.is_set():
                 self._given_at.append((index, self._clock()))
