@@ -27,7 +27,7 @@ from avatar.runtime.live_protocol import LiveFrames, LiveRun
 log = logging.getLogger(__name__)
 
 FRAME_S = 1 / FPS
-AHEAD_FRAMES = 5  # silence that an engine gets at once, so that its first frame need not wait for a look-ahead
+AHEAD_FRAMES = 5  # silence that an engine gets at once: its first frame waits for no look-ahead
 STOOD_S = 0.5  # a clock that is further behind is reset to now: the machine slept
 PACE_EVERY_S = 1.0
 JOIN_S = 5.0

@@ -175,7 +175,7 @@ class Peer:
         try:
             await asyncio.gather(*map(self._connection.addIceCandidate, named))
             await self._connection.addIceCandidate(None)
-        except Exception as error:  # the network and the library raise many errors; the others are still tried
+        except Exception as error:  # the network and the library raise many errors
             log.info("a browser's mDNS names cannot be used: %r", error)
 
     async def _listen(self, track: MediaStreamTrack) -> None:
