@@ -37,6 +37,7 @@ from avatar.runtime.protocol import (
     OutOfMemory,
     Planned,
     PlanRequest,
+    Prepare,
     Pulse,
     RendezvousPort,
     Run,
@@ -146,6 +147,8 @@ def lead(service: Service, source: FrameSource, alone: bool) -> None:
         if isinstance(run, PlanRequest):
             binds = getattr(source, "plan_binds", True)
             service.send(Planned(plan_of(source, run.request), binds))
+            continue
+        if isinstance(run, Prepare):  # ranks have nothing to get ready
             continue
         error: AvatarError | None = None
         try:

@@ -154,11 +154,11 @@ class Conversation:
         turn: list[np.ndarray] = []
         for chunk in self._chunks():
             change = turns.note(probability(chunk))
-            self.session.sound_queue.hold(turns.is_suspected)
             if change == "begins":
                 self.session.post_event({"type": "hearing", "on": True})
                 self.interrupt()
                 turn = [*before]
+            self.session.sound_queue.hold(turns.is_suspected)
             if turns.is_speaking:
                 turn.append(chunk)
             if change == "ends" or len(turn) * CHUNK > LONGEST_TURN_S * SPEECH_HZ:

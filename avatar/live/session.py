@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +27,7 @@ from avatar.runtime.live_protocol import LiveFrames, LiveRun
 log = logging.getLogger(__name__)
 
 FRAME_S = 1 / FPS
+AHEAD_FRAMES = 5  # silence that an engine gets at once: its first frame waits for no look-ahead
 STOOD_S = 0.5  # a clock that is further behind is reset to now: the machine slept
 PACE_EVERY_S = 1.0
 JOIN_S = 5.0
@@ -113,7 +114,7 @@ class LiveSession:
         return self.sound_queue.add(samples, live)
 
     def interrupt(self) -> bool:
-        """Drop queued sound. Returns whether there was any."""
+        """Drop the sound that nobody has heard. Returns whether there was any."""
         return self.sound_queue.cut()
 
     def post_event(self, what: Mapping[str, Any]) -> None:
@@ -167,6 +168,7 @@ class LiveSession:
             self._since, self._shown = self._clock(), 0
         now = self._clock()
         first, given_at = made.first_frame + made.num_left_out, now
+        made = replace(made, sound=self.sound_queue.heard(first, made.sound))
         while self._given_at and self._given_at[0][0] <= first:
             given_at = self._given_at.popleft()[1]
         late_s = now - given_at
@@ -182,7 +184,7 @@ class LiveSession:
 
     def _speak(self) -> None:
         self._generating.wait()
-        due, index = self._clock(), 0
+        due, index = self._clock() - AHEAD_FRAMES * FRAME_S, 0
         try:
             while not self.over.is_set():
                 self._given_at.append((index, self._clock()))

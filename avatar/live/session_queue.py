@@ -103,6 +103,13 @@ class LiveSessionQueue:
             self._begin_next()
             return ticket
 
+    @property
+    def free_engine(self) -> LiveEngine | None:
+        """The engine that the next session gets; None if all are taken."""
+        with self._lock:
+            taken = [one.engine for one in self._tickets.values()]
+            return next((engine for engine in self._engines if engine not in taken), None)
+
     def find(self, token: str) -> Ticket | None:
         """The ticket of a token; None when there is none or it is over."""
         ticket = self._tickets.get(token)
@@ -153,13 +160,12 @@ class LiveSessionQueue:
     def _begin_next(self) -> None:
         """Start queued sessions on free engines; the caller holds the lock."""
         while self._waiting and not self._closed.is_set():
-            taken = [one.engine for one in self._tickets.values()]
-            free = [engine for engine in self._engines if engine not in taken]
-            if not free:
+            free = self.free_engine
+            if free is None:
                 return
             ticket = self._waiting.pop(0)
             try:
-                ticket.session, ticket.engine = LiveSession(free[0], ticket.request), free[0]
+                ticket.session, ticket.engine = LiveSession(free, ticket.request), free
             except AvatarError as error:
                 ticket.error = error
                 log.warning("a live session could not begin: %s", error)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from avatar.geometry import FPS, SOUND_HZ
+from avatar.live.unheard_sound import FADE, UnheardSound
 
 # A microphone's packets arrive unevenly: this much is buffered before the first is spoken.
 GATHERED_S = 0.08
@@ -22,11 +23,13 @@ SMALLEST_DROP_S = 0.02
 QUIET = 600  # out of 32767
 MOST_WAITING_S = 180.0  # limit on queued text-to-speech sound
 MAX_SAMPLES = round(MOST_WAITING_S * SOUND_HZ)
-FADE = 480  # samples over which interrupted sound fades out
 
 
 class SoundQueue:
-    """The sound queue of one session. Any thread may add and cut; one thread takes."""
+    """The sound queue of one session. Any thread may add and cut; one thread takes, a frame at a time.
+
+    It covers what was taken and has not come back from the engine: see heard.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -39,6 +42,7 @@ class SoundQueue:
         self._least, self._takes_watched = MAX_SAMPLES, 0  # samples that the leanest of so many takes left
         self._spare, self._takes_spare = 0, 0  # samples to drop; known for so many takes
         self._held: np.ndarray | None = None  # what is still to be heard of the fade-out, where it is held
+        self._unheard = UnheardSound()
         self.num_dropped = 0  # samples
 
     @property
@@ -63,10 +67,11 @@ class SoundQueue:
             return True
 
     def cut(self) -> bool:
-        """Clear the queue but for a fade-out. Returns whether anything was queued."""
+        """Clear the queue but for a fade-out. Returns whether anything was queued, or not yet heard."""
         with self._lock:
-            found = self._num_waiting > 0
-            is_heard = self._flows and self._held is None
+            unheard = self._unheard.take_back()
+            found = self._num_waiting > 0 or bool(unheard.any())
+            is_heard = self._flows and self._held is None and not unheard.any()
             rest = self._taken(min(FADE, self._num_waiting)) if is_heard else np.empty(0, np.int16)
             self._pieces.clear()
             faded = (rest * np.linspace(1.0, 0.0, len(rest))).astype(np.int16)
@@ -75,9 +80,14 @@ class SoundQueue:
             return found
 
     def hold(self, on: bool) -> None:
-        """Fade to silence, keeping what is queued; or go on from there, fading in."""
+        """Fade to silence, keeping what was not heard; or go on from there, fading in."""
         with self._lock:
             if on == (self._held is not None):
+                return
+            unheard = self._unheard.take_back() if on else np.empty(0, np.int16)
+            if unheard.any():
+                self._put_back(unheard)
+                self._held = np.empty(0, np.int16)
                 return
             count = min(FADE, self._num_waiting)
             begins = self._taken(count) if self._flows else np.empty(0, np.int16)
@@ -89,23 +99,36 @@ class SoundQueue:
                 self._put_back((begins * ramp).astype(np.int16))
                 self._held = None
 
+    def heard(self, first: int, sound: np.ndarray) -> np.ndarray:
+        """Sound that has come back with its frames, as it is to be heard: what was cut or held is silent.
+
+        first: how many frames were taken before. sound: int16 (n,), that of whole frames.
+        """
+        with self._lock:
+            return self._unheard.heard(first, sound)
+
     def take(self, count: int) -> np.ndarray:
         """The next `count` samples, int16."""
         with self._lock:
-            if self._held is not None:
-                found, self._held = self._held[:count], self._held[count:]
-                return np.concatenate([found, np.zeros(count - len(found), np.int16)])
-            gathered = self._num_waiting >= GATHERED_S * SOUND_HZ
-            waited = self._num_waiting > 0 and self._clock() - self._added_at >= GATHERED_S
-            self._flows = self._flows or gathered or waited
-            if not self._flows:
-                return np.zeros(count, np.int16)
-            if self._is_live:
-                self._drop_spare()
-            found = self._taken(min(count, self._num_waiting))
-            self._note_left()
-            self._flows = self._num_waiting > 0 or len(found) == count
+            taken = self._next(count)
+            self._unheard.give(taken)
+            return taken
+
+    def _next(self, count: int) -> np.ndarray:
+        if self._held is not None:
+            found, self._held = self._held[:count], self._held[count:]
             return np.concatenate([found, np.zeros(count - len(found), np.int16)])
+        gathered = self._num_waiting >= GATHERED_S * SOUND_HZ
+        waited = self._num_waiting > 0 and self._clock() - self._added_at >= GATHERED_S
+        self._flows = self._flows or gathered or waited
+        if not self._flows:
+            return np.zeros(count, np.int16)
+        if self._is_live:
+            self._drop_spare()
+        found = self._taken(min(count, self._num_waiting))
+        self._note_left()
+        self._flows = self._num_waiting > 0 or len(found) == count
+        return np.concatenate([found, np.zeros(count - len(found), np.int16)])
 
     def _taken(self, count: int) -> np.ndarray:
         out = []

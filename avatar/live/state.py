@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from avatar.live.chat import SYSTEM_PROMPT, Chat
 from avatar.live.conversation import Conversation
 from avatar.live.recording import Recording
@@ -20,7 +22,7 @@ from avatar.live.speech_recognition import Recogniser
 from avatar.live.transports.webrtc import IceServer
 from avatar.live.voice import SessionVoice
 from avatar.preset import Preset
-from avatar.runtime.engine import warm_up
+from avatar.runtime.engine import prepare, warm_up
 from avatar.runtime.gallery import About, Gallery, GalleryEntry
 from avatar.settings import Picture
 from avatar.speech.catalogue import Catalogue
@@ -156,6 +158,12 @@ class LiveState:
         """Start the engine processes, so that the first session does not wait for it. Raises: WorkerLost."""
         for engine in self._engines:
             warm_up(engine)
+
+    def prepare(self, portrait: np.ndarray) -> None:
+        """Let the next session's engine get ready for a portrait, uint8 (H, W, 3) RGB."""
+        engine = self.session_queue.free_engine
+        if engine is not None:
+            prepare(engine, portrait, self.options.preset, live=True)
 
     def close(self) -> None:
         """End all sessions and close the engines."""

@@ -22,9 +22,9 @@ class Finder:
 
     def faces(self, pixels: np.ndarray) -> FoundFaces:
         """See FaceFinder."""
-        from avatar.preview.face_detection import find_faces
+        from avatar.preview.recent import known_faces
 
-        return boxes(find_faces(pixels), pixels)
+        return boxes(known_faces(pixels), pixels)
 
     def placed(self, points: Mapping[str, Point], width: int, height: int) -> FaceBox:
         """See FaceFinder. Raises: BadInput."""
@@ -34,13 +34,13 @@ class Finder:
         self, pixels: np.ndarray, points: Mapping[str, Point] | None, box: FaceBox | None, name: str
     ) -> list[Notice]:
         """See FaceFinder. Raises: BadInput."""
-        from avatar.preview.face_detection import find_faces
         from avatar.preview.portrait_notices import cut_off
+        from avatar.preview.recent import known_faces
 
         height, width = pixels.shape[:2]
         if points:
             return cut_off(pixels, _from_points(points, width, height), name)
-        faces = find_faces(pixels)
+        faces = known_faces(pixels)
         index: int | None = faces.main if faces.found else None
         if box is not None:
             index = faces.at((box.left * width, box.top * height, box.right * width, box.bottom * height))

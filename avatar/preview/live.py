@@ -37,11 +37,15 @@ class LiveRenderer:
         size: Size,
         idle: Sequence[Face] = (),
         still: Sequence[Face] = (),
+        drawn: SeveralFaces | None = None,
     ) -> None:
-        """image: uint8 (H, W, 3) RGB, the portrait. idle: other faces that move; still: those that do not."""
+        """image: uint8 (H, W, 3) RGB, the portrait. idle: other faces that move; still: those that do not.
+
+        drawn: all of this, if it is ready.
+        """
         self._image, self._size = image, size
         self._faces, self._still = [face, *idle], list(still)
-        self._drawn = SeveralFaces(image, self._faces, self._still, size)
+        self._drawn = drawn or SeveralFaces(image, self._faces, self._still, size)
         self._smaller = [side for side in SMALLER if side * side < size.width * size.height]
         self._last = self._drawn.frame([(Articulation(), Pose())] * len(self._faces))
         self._shape = self._last.shape[1::-1]

@@ -12,10 +12,11 @@ from avatar.events import Notice
 from avatar.geometry import FPS, Size
 from avatar.media.speech_reader import SpeechReader, silence
 from avatar.preview.animate import animate
-from avatar.preview.face_detection import Face, find_faces
+from avatar.preview.face_detection import Face
 from avatar.preview.motion_scale import MOTION_SCALES
 from avatar.preview.portrait_notices import concerns
 from avatar.preview.pose import Articulation, Pose
+from avatar.preview.recent import known_faces
 from avatar.preview.render import Renderer, framed_with_all
 from avatar.preview.visemes import VisemeNetwork
 from avatar.request import Request
@@ -51,7 +52,7 @@ def faces_of(request: Request, image: np.ndarray) -> tuple[SeveralFaces, list[No
 
     image: uint8 (H, W, 3) RGB, the request's portrait. Raises: BadInput when a face is not found again.
     """
-    found, name = find_faces(image), request.portrait_name
+    found, name = known_faces(image), request.portrait_name
     height, width = image.shape[:2]
     size = video_size("preview", width, height, request.preset.generation.size)
     moving: list[int] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 
@@ -15,8 +15,9 @@ from avatar.media.face_choice import idle_faces, several_faces
 from avatar.media.growing import open_speech
 from avatar.media.portrait import read_portrait
 from avatar.media.speech_reader import SpeechReader
+from avatar.preset import Preset
 from avatar.preview.animate import animate
-from avatar.preview.face_detection import Detection, Face, Faces, find_face, find_faces
+from avatar.preview.face_detection import Detection, Face, Faces, find_face
 from avatar.preview.landmarks import Crop, landmarks
 from avatar.preview.live import LiveRenderer, animate_live
 from avatar.preview.loudness import VOICE_SAMPLES, VoiceLevel
@@ -25,8 +26,9 @@ from avatar.preview.motion_scale import MOTION_SCALES
 from avatar.preview.points import FacePoints
 from avatar.preview.portrait_notices import NO_USE_OF_POINTS, concerns
 from avatar.preview.pose import Articulation
+from avatar.preview.recent import Recent, known_faces, picture_key
 from avatar.preview.render import Renderer, framed
-from avatar.preview.several import faces_of, performances
+from avatar.preview.several import SeveralFaces, faces_of, performances
 from avatar.preview.visemes import VisemeNetwork
 from avatar.request import LiveRequest, Request
 from avatar.runtime.engine import FrameItem
@@ -34,6 +36,7 @@ from avatar.runtime.live_protocol import LiveFrames
 from avatar.sizes import video_size
 
 BATCH_FRAMES = 5  # handed over together: a fifth of a second
+MOST_READY = 2  # portraits that are ready to be drawn, for each kind of request
 MOST_IDLE = 3  # faces of a live session that move besides the one that speaks
 
 # Where a head is assumed when only it is to move: a portrait's usual place, fractions of the picture.
@@ -56,6 +59,8 @@ class PreviewSource:
     def __init__(self) -> None:
         """Load the models, so that the first request finds them ready."""
         self._network = VisemeNetwork.load()
+        self._renderers: Recent[Renderer] = Recent(MOST_READY)
+        self._live_faces: Recent[SeveralFaces] = Recent(MOST_READY)
         blank = np.zeros((128, 128, 3), np.uint8)
         find_face(blank)  # no face, so that it does not come to the landmarks
         landmarks(blank, Crop(np.full(2, 64.0), 128.0, 0.0))
@@ -91,7 +96,7 @@ class PreviewSource:
         self, request: Request, image: np.ndarray, face: Face, speech: SpeechReader
     ) -> Iterator[np.ndarray]:
         """Frames of a single speaker, from the request's first one on."""
-        renderer = Renderer(*framed(image, face, Size.parse(request.preset.generation.size)))
+        renderer = self._renderer(image, face, Size.parse(request.preset.generation.size))
         level = None
         if request.spoken:  # the same frames, whether the voice has ended or goes on
             level = VoiceLevel(speech.listen, min(VOICE_SAMPLES, speech.until_16k(VOICE_SAMPLES)))
@@ -114,13 +119,15 @@ class PreviewSource:
     ) -> Iterator[LiveFrames | Notice | Progress]:
         """See LiveSource. Raises: BadInput when there is no face."""
         image = read_portrait(request.portrait)
-        faces = find_faces(image)
+        faces = known_faces(image)
         face, notices = face_of(request, image, faces)
         others = others_by_size(faces, face)
         notices += idle_faces(len(others), MOST_IDLE, request.portrait_name)
         yield from (*request.notices, *notices)
         size = Size.parse(request.preset.generation.size)
-        renderer = LiveRenderer(image, face, size, others[:MOST_IDLE], others[MOST_IDLE:])
+        moving, still = others[:MOST_IDLE], others[MOST_IDLE:]
+        drawn = self._all_faces(image, [face, *moving], still, size)
+        renderer = LiveRenderer(image, face, size, moving, still, drawn)
         yield Progress(Phase.GENERATING)
         yield from animate_live(
             renderer,
@@ -133,8 +140,38 @@ class PreviewSource:
             scale=MOTION_SCALES[request.preset.generation.motion],
         )
 
+    def prepare(self, image: np.ndarray, preset: Preset, live: bool) -> None:
+        """Find and get ready the face of a portrait, uint8 (H, W, 3) RGB, that a request may soon bring.
+
+        live: of a live session. Raises: BadInput where the face cannot be drawn.
+        """
+        faces, size = known_faces(image), Size.parse(preset.generation.size)
+        face = faces.found[faces.main].face if faces.found else None
+        if face is None:
+            return
+        if live:
+            others = others_by_size(faces, face)
+            self._all_faces(image, [face, *others[:MOST_IDLE]], others[MOST_IDLE:], size)
+        else:
+            self._renderer(image, face, size)
+
+    def _renderer(self, image: np.ndarray, face: Face, size: Size) -> Renderer:
+        key = (*picture_key(image), _face_key(face), size)
+        return self._renderers.get(key, lambda: Renderer(*framed(image, face, size)))
+
+    def _all_faces(
+        self, image: np.ndarray, faces: Sequence[Face], still: Sequence[Face], size: Size
+    ) -> SeveralFaces:
+        key = (*picture_key(image), *map(_face_key, faces), len(faces), *map(_face_key, still), size)
+        return self._live_faces.get(key, lambda: SeveralFaces(image, faces, still, size))
+
     def close(self) -> None:
         """Nothing is held outside Python's memory."""
+
+
+def _face_key(face: Face) -> Hashable:
+    """What tells faces of one picture apart."""
+    return face.landmarks.tobytes(), None if face.iris is None else face.iris.tobytes(), face.has_eyes
 
 
 def others_by_size(faces: Faces, face: Face) -> list[Face]:
@@ -157,7 +194,7 @@ def face_of(
     if request.face_points is not None:
         face = face_from_points(FacePoints.parse(request.face_points), width, height)
         return face, concerns(image, face, size, request.portrait_name)
-    found, several = _found(request, image, faces or find_faces(image))
+    found, several = _found(request, image, faces or known_faces(image))
     if request.head_only:
         face = found.face or face_from_points(ASSUMED_FACE, width, height)
         head_only = Notice("head_only", "Only the head moves: the mouth does not speak.", "warning")

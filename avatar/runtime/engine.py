@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from avatar.events import Event, Notice, PlanMade, Progress
+from avatar.preset import Preset
 from avatar.request import Request
 
 SELF_TEST_LABEL = "self-test: noise"
@@ -22,6 +23,7 @@ class FrameSource(Protocol):
     A source knows nothing of encoding, segments, files or processes: runtime.stream handles those for every
     engine, and runtime.engine_process runs the source in a subprocess. Optional methods:
     `plan_for(request, cancelled)`: the planning.plan.Plan that it follows, for the run's report;
+    `prepare(portrait, preset, live)`: see protocol.Prepare;
     `pinned_bytes()`: page-locked host memory that it holds now, called twice a second from another thread;
     `anchor()`: lets fresh ranks resume the run, see ResumeState.
     """
@@ -61,6 +63,13 @@ class Engine(Protocol):
     def close(self) -> None:
         """End the engine's process and free its memory."""
         ...
+
+
+def prepare(engine: object, portrait: np.ndarray, preset: Preset, live: bool = False) -> None:
+    """Let an idle engine get ready for a portrait, if it can; see EngineProcess.prepare."""
+    get_ready = getattr(engine, "prepare", None)
+    if get_ready is not None:
+        get_ready(portrait, preset, live)
 
 
 def warm_up(engine: object) -> None:

@@ -18,14 +18,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from avatar.errors import AvatarError, WorkerLost
 from avatar.events import Event
 from avatar.planning.plan import Plan
+from avatar.preset import Preset
 from avatar.request import LiveRequest, Request
 from avatar.runtime.child_process import Child, ignore_ending_signals, kill_all
 from avatar.runtime.engine import FrameSource
 from avatar.runtime.live_protocol import LiveFrames, LiveRun
-from avatar.runtime.protocol import Heartbeat, Link, Ready, Run, RunLive, StartEngine
+from avatar.runtime.protocol import Heartbeat, Link, Prepare, Ready, Run, RunLive, StartEngine
 from avatar.runtime.report import MemoryUse
 from avatar.runtime.scratch import writing_in
 from avatar.runtime.shown_segments import ShownSegments
@@ -148,6 +151,16 @@ class EngineProcess:
         """
         self._started()
 
+    def prepare(self, portrait: np.ndarray, preset: Preset, live: bool = False) -> None:
+        """See Prepare; without effect while the engine is busy, or without its process."""
+        child = self._child
+        if child is None or not child.alive or self._idle.busy.locked():
+            return
+        try:
+            child.send(Prepare(portrait, preset, live))
+        except AvatarError as error:  # the next run starts a fresh process
+            log.warning("while idle: %s", error)
+
     @property
     def pid(self) -> int | None:
         """The child's process id; None without a child."""
@@ -244,8 +257,11 @@ def serve(link: Link) -> None:
     server.service.start(lambda: Heartbeat(meter.use))
     source = getattr(importlib.import_module(module), name)(**opened.options)
     server.service.send(Ready(source.label))
-    for run in server.service.runs():
-        server.make(source, run)
+    for asked in server.service.asked():
+        if isinstance(asked, Run):
+            server.make(source, asked)
+        elif isinstance(asked, Prepare):
+            server.prepare(source, asked)
     leave()
 
 
@@ -274,6 +290,18 @@ class _Server:
         finally:
             self._keeping = False
         self.service.end(run, error)
+
+    def prepare(self, source: FrameSource, asked: Prepare) -> None:
+        """Let the source get ready for a portrait, if it can."""
+        get_ready = getattr(source, "prepare", None)
+        if get_ready is None:
+            return
+        try:
+            get_ready(asked.portrait, asked.preset, asked.live)
+        except AvatarError as error:  # the request that brings the portrait reports it
+            log.info("a portrait is not ready: %s", error)
+        except Exception:
+            log.exception("a portrait cannot be got ready")
 
     def _stream(self, source: FrameSource, run: Run, request: Request) -> None:
         from avatar.runtime.stream import stream_frames

@@ -63,6 +63,15 @@ class LiveSound:
 
 
 @dataclass(frozen=True)
+class Prepare:
+    """Get ready for a portrait, uint8 (H, W, 3) RGB, that a request may soon bring. live: of a session."""
+
+    portrait: np.ndarray
+    preset: Preset
+    live: bool = False
+
+
+@dataclass(frozen=True)
 class Cancel:
     """End the run, keeping the frames made so far."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from avatar.errors import AvatarError
 from avatar.runtime.live_sound_queue import SoundInbox
-from avatar.runtime.protocol import Cancel, Ended, LiveSound, PlanRequest, Run
+from avatar.runtime.protocol import Cancel, Ended, LiveSound, PlanRequest, Prepare, Run
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +41,12 @@ class Service:
     ) -> None:
         """on_hangup: called once, when the other side is gone; its runs are already cancelled.
 
-        on_other: called with every message but Run, Cancel and LiveSound.
+        on_other: called with every other message than Run, PlanRequest, Prepare, Cancel and LiveSound.
         """
         self._link, self._on_hangup, self._on_other = link, on_hangup, on_other
         self.sound = SoundInbox()  # of live sessions
         self._unsent: queue.Queue[Any] = queue.Queue(MAX_UNSENT)
-        self._asked: queue.Queue[Run | PlanRequest | None] = queue.Queue()
+        self._asked: queue.Queue[Run | PlanRequest | Prepare | None] = queue.Queue()
         self._cancelled: dict[int, threading.Event] = {}
         self._ending = threading.Lock()
         self.gone = False
@@ -67,14 +67,11 @@ class Service:
         while self._unsent.unfinished_tasks and not self.gone:
             time.sleep(SETTLE_POLL_S)
 
-    def asked(self) -> Iterator[Run | PlanRequest]:
-        """Yield requests in order; ends when the other side is gone."""
+    def asked(self) -> Iterator[Run | PlanRequest | Prepare]:
+        """Yield requests in order, Prepare only if none is after it; ends when the other side is gone."""
         while (asked := self._asked.get()) is not None:
-            yield asked
-
-    def runs(self) -> Iterator[Run]:
-        """Like asked(), but only runs."""
-        return (asked for asked in self.asked() if isinstance(asked, Run))
+            if not isinstance(asked, Prepare) or self._asked.empty():
+                yield asked
 
     def stopped(self, run: Run) -> bool:
         """Whether a run was cancelled or has ended, or the other side is gone."""
@@ -113,7 +110,7 @@ class Service:
         if isinstance(message, Run):
             self._cancelled[message.run] = threading.Event()
             self._asked.put(message)
-        elif isinstance(message, PlanRequest):
+        elif isinstance(message, PlanRequest | Prepare):
             self._asked.put(message)
         elif isinstance(message, Cancel):
             cancelled = self._cancelled.get(message.run)

@@ -33,6 +33,7 @@ class PageComponents:
     sample_sound: gr.Audio
     spoken: gr.State
     live_tab: gr.Tab
+    live_open: gr.State
     live_panel: gr.HTML
     live_ticket: gr.HTML
     speech: gr.Audio

@@ -205,7 +205,7 @@ def _output() -> dict[str, Any]:
         )
         video: dict[str, Any] = {"show_label": False, "interactive": False, "buttons": []}
         parts["live"] = gr.Video(
-            label=word("live"), streaming=True, autoplay=True, visible=False, elem_id="live", **video
+            label=word("live"), streaming=True, autoplay=True, visible="hidden", elem_id="live", **video
         )
         parts["final"] = gr.Video(
             label=word("player"), autoplay=False, visible=False, elem_id="final", **video

@@ -71,7 +71,10 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     demo.unload(page.closed)
     seen = [p.portrait, p.points, p.shape, p.presets, p.plan, p.notices]
     portrait_seen = p.portrait.change(
-        reports_errors(page.portrait.changed), [p.portrait, p.preset, p.points, *form], seen, **queued
+        reports_errors(page.portrait.changed),
+        [p.portrait, p.preset, p.points, p.live_open, *form],
+        seen,
+        **queued,
     )
     speakers_section.wire(page.generate.speakers, page.presets, portrait_seen, queued)
     p.points.input(
@@ -83,7 +86,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     )
     p.speech.change(reports_errors(page.recording.changed), [p.speech], [p.speech], **queued)
     typing = page.typing
-    outputs = [p.source, p.speech, p.video, p.several]
+    outputs = [p.source, p.live_open, p.speech, p.video, p.several]
     for source, tab in p.tab.items():
         tab.select(reports_errors(typing.chosen(source)), [p.speech], outputs, **direct)
     p.speak.click(

@@ -99,6 +99,23 @@ def test_a_suspected_voice_silences_the_avatar_until_it_is_known(talk):
     assert not turns.is_suspected
 
 
+@pytest.mark.parametrize(("sound", "ms"), [("click", 5), ("thump", 120), ("clap", 60)])
+def test_a_click_or_thump_does_not_silence_the_avatar(talk, sound, ms):
+    conversation, watcher = talk()
+    conversation.say("This is a very long sentence that goes on for quite a while. " * 6)
+    wait_until(lambda: conversation.session.sound_queue.waiting_s > 5, "it speaks")
+    noise = np.random.default_rng(0).normal(0, 1, round(ms * 48))
+    shape = np.exp(-np.linspace(0, 6, len(noise)))
+    tone = np.sin(2 * np.pi * 70 * np.arange(len(noise)) / 48_000)
+    burst = (12_000 * shape * (tone if sound == "thump" else noise)).clip(-32_768, 32_767)
+    held, hold = [], conversation.session.sound_queue.hold
+    conversation.session.sound_queue.hold = lambda on: held.append(on) or hold(on)
+    speak(conversation, np.concatenate([burst, np.zeros(48_000)]).astype(np.int16))
+    wait_until(lambda: len(held) > 25, "all of it is looked at")
+    assert not any(held)
+    assert not any(one["type"] == "interrupted" for one in watcher.reported)
+
+
 def test_watchers_are_told_of_any_interruption(talk):
     conversation, watcher = talk()
     conversation.interrupt()

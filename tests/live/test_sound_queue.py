@@ -115,11 +115,31 @@ def test_a_typed_text_loses_nothing_by_waiting():
     assert sound.num_dropped == 0
 
 
+class Line:
+    """A queue and an engine that looks ahead: what a watcher hears comes so many frames later."""
+
+    def __init__(self, look_ahead: int) -> None:
+        self.queue, self._look_ahead = SoundQueue(Clock()), look_ahead
+        self._taken: list[np.ndarray] = []
+        self._heard = 0
+
+    def frame(self) -> np.ndarray:
+        """Take the next frame's sound; returns what is heard meanwhile."""
+        self._taken.append(self.queue.take(FRAME))
+        if len(self._taken) <= self._look_ahead:
+            return np.zeros(FRAME, np.int16)
+        self._heard += 1
+        return self.queue.heard(self._heard - 1, self._taken[self._heard - 1])
+
+    def frames(self, count: int) -> np.ndarray:
+        return np.concatenate([self.frame() for _ in range(count)])
+
+
 def test_a_cut_leaves_a_fade_and_then_silence():
     sound = SoundQueue(Clock())
     assert not sound.cut()
     sound.add(ones(SOUND_HZ))
-    sound.take(FRAME)
+    sound.heard(0, sound.take(FRAME))
     assert sound.cut()
     said = sound.take(FRAME)
     assert said[0] == 1000
@@ -130,33 +150,71 @@ def test_a_cut_leaves_a_fade_and_then_silence():
     assert (sound.take(FRAME) == 7).all()
 
 
-def test_what_is_held_is_silent_and_goes_on_from_there():
-    queue, voice = SoundQueue(), np.full(48_000, 10_000, np.int16)
-    queue.add(voice)
-    assert (queue.take(1920) == 10_000).all()
-    queue.hold(True)
-    queue.hold(True)
-    faded = queue.take(1920)
-    assert faded[0] == 10_000
-    assert (np.diff(faded.astype(int)) <= 0).all()
-    assert not faded[480:].any()
-    assert not queue.take(1920).any()
-    queue.hold(False)
-    rest = queue.take(48_000)
-    assert rest[0] == 0
-    assert (rest[480 : 48_000 - 1920] == 10_000).all(), "nothing of it is lost"
-    assert not rest[48_000 - 1920 :].any()
+def test_a_cut_silences_what_the_engine_still_holds():
+    line = Line(look_ahead=5)
+    line.queue.add(ones(SOUND_HZ))
+    assert line.frames(10)[-FRAME:].all()
+    assert line.queue.cut()
+    heard = line.frames(10).astype(int)
+    assert heard[0] == 1000
+    assert (np.diff(heard[: FADE + 1]) <= 0).all()
+    assert not heard[FADE:].any()
+    line.queue.add(ones(3 * FRAME, 7))
+    assert (line.frames(9)[5 * FRAME : 8 * FRAME] == 7).all(), "and what comes after it is heard"
+
+
+def test_what_the_engine_holds_at_the_end_is_cut_too():
+    line = Line(look_ahead=5)
+    line.queue.add(ones(8 * FRAME))
+    line.frames(8)
+    assert line.queue.waiting_s == 0
+    assert line.queue.cut()
+    assert not line.frames(6)[FADE:].any()
+    assert not line.queue.cut()
+
+
+@pytest.mark.parametrize("look_ahead", [0, 5, 24])
+def test_what_is_held_goes_on_from_where_it_fell_silent(look_ahead):
+    line, voice = Line(look_ahead), np.arange(1, 40 * FRAME + 1) // 4
+    line.queue.add(voice.astype(np.int16))
+    before = line.frames(look_ahead + 4)[look_ahead * FRAME :]
+    line.queue.hold(True)
+    line.queue.hold(True)
+    held = line.frames(7)
+    assert held[0] == voice[4 * FRAME]
+    assert not held[FADE:].any()
+    line.queue.hold(False)
+    after = line.frames(50 + look_ahead)
+    begin = int(np.flatnonzero(after)[0])
+    assert np.array_equal(before, voice[: 4 * FRAME])
+    rest = voice[4 * FRAME :]
+    assert np.array_equal(after[begin - 1 :][FADE : len(rest)], rest[FADE:]), "nothing of it is lost"
+    assert (after[begin - 1 :][:FADE] <= rest[:FADE]).all(), "it fades in"
+
+
+def test_a_second_cough_loses_nothing_either():
+    line, voice = Line(look_ahead=5), np.arange(1, 40 * FRAME + 1) // 4
+    line.queue.add(voice.astype(np.int16))
+    heard = [line.frames(10)]
+    for on in (True, False, True, False):
+        line.queue.hold(on)
+        heard.append(line.frames(2))  # less than the engine holds
+    heard.append(line.frames(60))
+    whole = np.concatenate(heard).astype(int)
+    unheard = np.flatnonzero(~np.isin(voice, whole))
+    assert len(unheard) <= FADE, "all but where it faded was heard as it is"
 
 
 def test_what_is_held_can_be_cut():
-    queue = SoundQueue()
-    queue.add(np.full(48_000, 10_000, np.int16))
-    queue.take(1920)
-    queue.hold(True)
-    queue.take(1920)
-    assert queue.cut()
-    queue.hold(False)
-    assert not queue.take(1920).any()
+    for look_ahead in (0, 5):
+        line = Line(look_ahead)
+        line.queue.add(np.full(48_000, 10_000, np.int16))
+        line.frames(look_ahead + 1)
+        line.queue.hold(True)
+        line.frames(1)
+        assert line.queue.cut()
+        line.queue.hold(False)
+        assert not line.frames(20).any()
 
 
 def test_no_more_is_taken_than_three_minutes_ahead():

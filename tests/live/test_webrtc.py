@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,13 @@ from av import AudioFrame
 
 from avatar.errors import BadInput
 from avatar.live.session import LiveSession
-from avatar.live.transports.webrtc import MICROPHONE_PREFETCH, MOST_CANDIDATES, IceServer, Peer
+from avatar.live.transports.webrtc import (
+    MICROPHONE_PREFETCH,
+    MOST_CANDIDATES,
+    IceServer,
+    Peer,
+    split_named,
+)
 from avatar.preset import Preset
 from avatar.request import LiveRequest
 from avatar.runtime.live_protocol import LiveFrames
@@ -117,6 +124,63 @@ def test_only_one_microphone_is_received(session):
         return found
 
     assert asyncio.run(directions()) == ["sendrecv", "sendonly", "inactive"]
+
+
+OFFER = """v=0
+m=audio 9 UDP/TLS/RTP/SAVPF 111
+a=candidate:1 1 udp 2113937151 0a1b2c3d-0000-4000-8000-000000000000.local 53705 typ host generation 0
+a=candidate:2 1 udp 1677729535 192.0.2.7 53705 typ srflx raddr 0.0.0.0 rport 0 generation 0
+a=mid:0
+m=video 9 UDP/TLS/RTP/SAVPF 96
+a=candidate:3 1 udp 2113937151 4e5f6a7b-0000-4000-8000-000000000000.local 53706 typ host generation 0
+a=end-of-candidates
+a=mid:1
+""".replace("\n", "\r\n")
+
+
+def test_addresses_that_are_names_are_taken_out_of_an_offer():
+    sdp, named = split_named(OFFER)
+    assert [(one.ip[:8], one.port, one.sdpMLineIndex) for one in named] == [
+        ("0a1b2c3d", 53705, 0),
+        ("4e5f6a7b", 53706, 1),
+    ]
+    assert ".local" not in sdp
+    assert "end-of-candidates" not in sdp, "they are still to come"
+    assert "192.0.2.7" in sdp
+    without = sdp.replace("\r\n", "\n")
+    assert split_named(without) == (without, []), "an offer without any stays as it is"
+
+
+def test_an_offer_of_names_alone_is_answered_before_they_are_resolved(session, monkeypatch):
+    asked, answers = [], asyncio.Event()
+
+    async def resolve(protocol, hostname, timeout=None):
+        asked.append(hostname)
+        await answers.wait()
+
+    monkeypatch.setattr("aioice.mdns.MDnsProtocol.resolve", resolve)
+
+    async def run() -> None:
+        browser = RTCPeerConnection()
+        for kind in ("video", "audio"):
+            browser.addTransceiver(kind, direction="recvonly")
+        await browser.setLocalDescription(await browser.createOffer())
+        offer = re.sub(
+            r"(?m)^(a=candidate:(?:\S+ ){4})\S+", r"\g<1>0a1b2c3d.local", browser.localDescription.sdp
+        )
+        peer = Peer(session, [], lambda samples: None, asyncio.get_running_loop())
+        answer = await asyncio.wait_for(peer.answer(offer), PATIENCE_S)
+        await browser.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+        for _ in range(100 * PATIENCE_S):
+            if browser.connectionState == "connected" and asked:
+                break
+            await asyncio.sleep(0.01)
+        assert browser.connectionState == "connected", "by the browser's own checks"
+        assert "0a1b2c3d.local" in asked
+        await browser.close()
+        await peer.close()
+
+    asyncio.run(run())
 
 
 def test_the_session_ends_its_peers(session):

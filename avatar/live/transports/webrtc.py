@@ -17,12 +17,14 @@ import numpy as np
 from aiortc import (
     MediaStreamTrack,
     RTCConfiguration,
+    RTCIceCandidate,
     RTCIceServer,
     RTCPeerConnection,
     RTCSessionDescription,
 )
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtcrtpreceiver import RTCRtpReceiver
+from aiortc.sdp import candidate_from_sdp
 
 from avatar.errors import BadInput
 from avatar.geometry import FPS, SOUND_HZ
@@ -42,6 +44,7 @@ _ICE_SERVER = re.compile(
     r"(?P<kind>stuns?|turns?):(?:(?P<user>[^:@\s]+):(?P<password>[^:@\s]+)@)?"
     r"(?P<place>[\w.\-\[\]:]+?(?::\d{1,5})?(?:\?transport=(?:udp|tcp))?)"
 )
+_NAMED = re.compile(r"a=candidate:(?:\S+ ){4}\S+\.local\s")  # an address that is an mDNS name
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Peer:
         self._session, self._hear, self._loop = session, hear, loop
         self._video, self._voice = _FrameTrack(), _VoiceTrack()
         self._listening: set[asyncio.Task[None]] = set()
+        self._resolving: asyncio.Task[None] | None = None
         self._is_watching = False
         self._connection.on("track", self._on_track)
         self._connection.on("connectionstatechange", self._on_state)
@@ -101,6 +105,7 @@ class Peer:
             await self.close()
             raise BadInput("The browser's WebRTC offer has too many addresses.")
         try:
+            sdp, named = split_named(sdp)
             await self._connection.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
             self._connection.addTrack(self._video)
             self._connection.addTrack(self._voice)
@@ -110,6 +115,8 @@ class Peer:
             log.info("an offer cannot be used: %r", error)
             await self.close()
             raise BadInput("The browser's WebRTC offer cannot be used.") from error
+        if named:
+            self._resolving = self._loop.create_task(self._resolve(named))
         return str(self._connection.localDescription.sdp)
 
     async def close(self) -> None:
@@ -119,6 +126,8 @@ class Peer:
         self._voice.stop()
         for task in self._listening:
             task.cancel()
+        if self._resolving is not None:
+            self._resolving.cancel()
         await self._connection.close()
 
     def show(self, made: LiveFrames) -> None:
@@ -161,6 +170,14 @@ class Peer:
         elif state in ("failed", "closed"):
             await self.close()
 
+    async def _resolve(self, named: Sequence[RTCIceCandidate]) -> None:
+        """Add the browser's addresses that are mDNS names, once they are resolved."""
+        try:
+            await asyncio.gather(*map(self._connection.addIceCandidate, named))
+            await self._connection.addIceCandidate(None)
+        except Exception as error:  # the network and the library raise many errors
+            log.info("a browser's mDNS names cannot be used: %r", error)
+
     async def _listen(self, track: MediaStreamTrack) -> None:
         resampler = av.AudioResampler("s16", "mono", SOUND_HZ)
         try:
@@ -171,6 +188,28 @@ class Peer:
                     self._hear(frame.to_ndarray().reshape(-1).astype(np.int16, copy=False))
         except MediaStreamError:
             log.debug("a microphone has ended")
+
+
+def split_named(sdp: str) -> tuple[str, list[RTCIceCandidate]]:
+    """An offer without the addresses that are mDNS names, nor then its end of candidates; and these.
+
+    Browsers hide local addresses behind such names. Where nobody answers, resolving them takes a second, for
+    which the answer had better not wait: the browser's own checks reach the server meanwhile.
+    Raises: ValueError or AssertionError for a candidate that is none.
+    """
+    kept, named, section = [], [], -1
+    lines = sdp.splitlines()
+    for line in lines:
+        section += line.startswith("m=")
+        if _NAMED.match(line):
+            candidate = candidate_from_sdp(line.removeprefix("a=candidate:"))
+            candidate.sdpMLineIndex = section
+            named.append(candidate)
+        else:
+            kept.append(line)
+    if not named:
+        return sdp, []
+    return "".join(f"{line}\r\n" for line in kept if line != "a=end-of-candidates"), named
 
 
 def hold_back(receiver: RTCRtpReceiver, num_packets: int) -> None:

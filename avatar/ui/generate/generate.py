@@ -56,7 +56,7 @@ class Generate:
 
     def press(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Updates of the page until the video is finished. values: of `inputs`. Raises: AvatarError."""
-        portrait, speech, _, _, _, owner, source, *_ = values
+        portrait, speech, _, _, _, _, source, *_ = values
         language = language_of(request)
         if not portrait:
             raise BadInput(text("no_portrait", language))
@@ -68,23 +68,35 @@ class Generate:
             speech = str(said.path)
         if not speech and not own:
             raise BadInput(text("no_speech", language))
-        kept: list[SpokenText] = []
+        kept: list[SpokenText] = [said] if isinstance(said, SpokenText) else []
         try:
-            if isinstance(said, GrowingText):
-                self.typing.speech_service.keep_when_over(said, visitor_of(request), kept.append)
-            run = yield from self.submit(request, None if own else speech, *values, said=said)
-        except BaseException:
-            if isinstance(said, GrowingText):
-                said.close()
+            yield from self._shown(request, None if own else speech, values, said, kept)
+        except Exception:
+            yield from map(self.typing.heard, kept)
             raise
-        if run is None:
-            if isinstance(said, GrowingText):
-                said.close()
-            return
-        self.visits.begin(request.session_hash or "", run)
-        yield from self.run_view.show(run, request, owner)
-        if kept:
-            yield self.typing.heard(kept[0])
+        yield from map(self.typing.heard, kept)  # only now: its picture would take the video's time
+
+    def _shown(
+        self,
+        request: gr.Request,
+        speech: str | None,
+        values: Sequence[Any],
+        said: SpokenText | GrowingText | None,
+        kept: list[SpokenText],
+    ) -> Iterator[Updates]:
+        """Queue the run, and show it until it is over. kept: gets what a growing text becomes."""
+        growing = said if isinstance(said, GrowingText) else None
+        run = None
+        try:
+            if growing is not None:
+                self.typing.speech_service.keep_when_over(growing, visitor_of(request), kept.append)
+            run = yield from self.submit(request, speech, *values, said=said)
+        finally:
+            if run is None and growing is not None:
+                growing.close()
+        if run is not None:
+            self.visits.begin(request.session_hash or "", run)
+            yield from self.run_view.show(run, request, values[5])
 
     def _begun(self, request: gr.Request, *values: Any) -> Generator[Updates, None, SpokenText | GrowingText]:
         """The tab's text, spoken, or by a slow voice so far that its video can begin. Raises: AvatarError."""
@@ -98,7 +110,8 @@ class Generate:
 
         said: SpokenText | GrowingText | None = None
         for said in self.typing.begun(request, may_grow, *typed_and_form[:5]):
-            yield self.typing.heard(said) if isinstance(said, SpokenText) else {self.parts.status: gr.skip()}
+            if said is None:
+                yield {self.parts.status: gr.skip()}
         assert said is not None, "a text that is spoken comes last"
         return said
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
 from avatar.live.portrait_intake import moving, open_live_request
+from avatar.live.state import LiveState
 from avatar.preset import Preset
 from avatar.runtime.gallery import owner_hash
 from avatar.settings import Picture
@@ -26,13 +28,15 @@ from avatar.ui.routes.request_guard import visitor_of
 from avatar.ui.state.app_state import AppState
 from avatar.ui.theme import script
 
+log = logging.getLogger(__name__)
+
 word: Any = browser_table()
 
 
 
 def tab(shown: bool) -> dict[str, Any]:
     """The tab's components."""
-    parts: dict[str, Any] = {}
+    parts: dict[str, Any] = {"live_open": gr.State(False)}
     with gr.Tab(word("source_live"), id="live", elem_id="live-tab", visible=shown) as parts["live_tab"]:
         parts["live_panel"] = gr.HTML(
             "", js_on_load=script("live.js"), apply_default_css=False, elem_id="live-panel"
@@ -45,7 +49,9 @@ def wire(panel: LivePanel, parts: PageComponents, queued: dict[str, Any]) -> Non
     """Connect the tab's events."""
     p = parts
     direct: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-    p.live_tab.select(reports_errors(panel.chosen), None, [p.speech, p.video], **direct)
+    p.live_tab.select(
+        reports_errors(panel.chosen), [p.portrait], [p.live_open, p.speech, p.video], **direct
+    )
     p.live_panel.select(
         reports_errors(panel.begin), [p.portrait, p.points, p.owner], [p.live_ticket, p.points], **queued
     )
@@ -79,9 +85,21 @@ class LivePanel:
             self.parts.live_ticket: "",
         }
 
-    def chosen(self, request: gr.Request) -> Updates:
-        """Hide the pickers for recordings."""
-        return {self.parts.speech: gr.update(visible=False), self.parts.video: gr.update(visible=False)}
+    def chosen(self, request: gr.Request, portrait: str | None) -> Updates:
+        """Hide the pickers for recordings; the next session's engine gets ready for the portrait."""
+        p, state = self.parts, self.app_state.live
+        path = Path(portrait) if portrait else state.options.portrait if state is not None else None
+        if path is not None and state is not None:
+            self._prepare(path, visitor_of(request), state)
+        return {p.live_open: True, p.speech: gr.update(visible=False), p.video: gr.update(visible=False)}
+
+    def _prepare(self, portrait: Path, visitor: str, state: LiveState) -> None:
+        try:
+            picture = self.app_state.reader(visitor).portrait(portrait, limits=self.app_state.limits)
+        except AvatarError as error:  # reported once a session is asked for
+            log.debug("not got ready: %s", error)
+            return
+        state.prepare(picture.pixels)
 
     def begin(
         self, request: gr.Request, event: gr.EventData, portrait: str | None, asked: Any, owner: str

@@ -91,10 +91,10 @@ def look_at(
     reader: how the picture is decoded; by default in this process. Raises: BadInput for a picture that cannot
     be used.
     """
-    from avatar.preview.face_detection import find_faces
     from avatar.preview.face_finder import Finder, boxes
     from avatar.preview.points import load_sidecar
     from avatar.preview.portrait_notices import concerns
+    from avatar.preview.recent import known_faces
 
     pixels = (reader or Reader()).portrait(portrait, name=name, limits=limits).pixels
     height, width = pixels.shape[:2]
@@ -107,7 +107,7 @@ def look_at(
     if sidecar is not None:
         placed = {key: point for key, point in asdict(sidecar).items() if point is not None}
         return PortraitCheck(by_hand("placed", placed), 0, _jpeg(pixels), (), width, height)
-    found = find_faces(pixels)
+    found = known_faces(pixels)
     main = found.found[found.main].face if found.found else None
     notices: tuple[Notice, ...] = ()
     if preset is not None:

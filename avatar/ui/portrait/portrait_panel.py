@@ -29,9 +29,12 @@ class PortraitPanel:
         self.parts, self.app_state, self.presets = parts, app_state, presets
 
     def changed(
-        self, request: gr.Request, portrait: str | None, name: str, before: Any, *values: Any
+        self, request: gr.Request, portrait: str | None, name: str, before: Any, live: bool, *values: Any
     ) -> Iterator[Updates]:
-        """Check the portrait at once: show what the video will show, and ask for points if need be."""
+        """Check the portrait at once: show what the video will show, and ask for points if need be.
+
+        live: whether the tab Live is open. The engine that is likely to be asked gets ready meanwhile.
+        """
         p, language, limits = self.parts, language_of(request), self.app_state.limits
         if not portrait:
             yield {p.points: gr.update(value=None, image=""), **self._seen(None, (), name, values, language)}
@@ -43,6 +46,7 @@ class PortraitPanel:
             yield {p.portrait: reader.portrait(path, name=path.name, limits=limits).pixels}
             return  # the new value fires this event again
         preset = self.presets.with_form(name, values) or self.presets.resolved(name)[0]
+        self.app_state.prepare(reader.portrait(path, name=path.name, limits=limits).pixels, preset, live)
         look = point_editor.look_at(path, self.app_state.examples, limits, preset=preset, reader=reader)
         question = point_editor.question(look, path, language, preset.engine, before)
         shape = framing_panel.shape_of(question["value"], framing_panel.picture_settings(question["value"]))

@@ -139,6 +139,7 @@ class TypingPanel:
             p = self.parts
             return {
                 p.source: source,
+                p.live_open: False,
                 p.speech: gr.update(sources=SOURCES[source], visible=source != TYPE or bool(speech)),
                 p.video: gr.update(visible=source == UPLOAD),
                 p.several: gr.update(visible=source != TYPE),

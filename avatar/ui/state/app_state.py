@@ -9,6 +9,8 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from avatar.compare.bounded import BoundedMeasuring
 from avatar.errors import AvatarError
 from avatar.live.state import LiveState
@@ -143,6 +145,13 @@ class AppState:
             self.job_queue.warm(self.machine.resolved(self.preset_name))
         except AvatarError as error:  # shown on the page as well, by the preset's card
             log.warning("nothing to warm: %s", error)
+
+    def prepare(self, portrait: np.ndarray, preset: Preset, live: bool = False) -> None:
+        """Let an idle engine, or the next session's, get ready for a portrait, uint8 (H, W, 3) RGB."""
+        if not live:
+            self.job_queue.prepare(portrait, preset)
+        elif self.live is not None:
+            self.live.prepare(portrait)
 
     def reader(self, visitor: str) -> Reader:
         """The reader that decodes this visitor's files."""

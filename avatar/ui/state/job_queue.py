@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from avatar.errors import AvatarError, Cancelled, NotPlaced
 from avatar.events import Finished, PlanMade
 from avatar.long.ledger import Ledger
@@ -21,7 +23,7 @@ from avatar.media.atomic import disk_error
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import Request
-from avatar.runtime.engine import Engine, warm_up
+from avatar.runtime.engine import Engine, prepare, warm_up
 from avatar.runtime.gallery import About, Gallery, GalleryEntry
 from avatar.runtime.rescued_files import kept_in_words
 from avatar.runtime.upscaled_video import UpscaledVideo
@@ -127,6 +129,13 @@ class JobQueue:
         with self._changed:
             if self._engine is None and self._running is None and not self._waiting:
                 threading.Thread(target=self._warm, args=(preset,), name="warm-up", daemon=True).start()
+
+    def prepare(self, portrait: np.ndarray, preset: Preset) -> None:
+        """Let the engine get ready for a portrait, uint8 (H, W, 3) RGB, if it is open and idle."""
+        with self._changed:
+            engine = None if self._running is not None or self._waiting else self._engine
+        if engine is not None and self._engine_models == preset.models:
+            prepare(engine, portrait, preset)
 
     def close(self) -> None:
         """Cancel everything, wait until the current run is kept, and close the engine."""

@@ -1,6 +1,6 @@
 // The tab Live: begins a session, plays it by WebRTC or, if that does not connect, as MP4 fragments over the
 // WebSocket; sends microphone sound, texts and button presses; shows what is said and the picture's latency.
-const webrtcGiveUpMs = 3000, socketFirstMs = 700, retryForMs = 30000, lateS = 0.4, marginS = 0.08;
+const webrtcGiveUpMs = 3000, socketFirstMs = 400, retryForMs = 30000, lateS = 0.4, marginS = 0.08;
 const live = { mode: "mirror", press: 0, saying: new Set() };
 window.liveSession = live;  // for tests and debugging
 
