@@ -56,12 +56,14 @@ def test_half_precision_stays_within_its_rounding() -> None:
 def test_float32_on_the_gpu_is_the_slow_twin() -> None:
     latents = make_latents(1 + 2 * BLOCK_LATENT_FRAMES, 2)
     source = make_decoder("cuda")
+    weights_dtype = source.dtype
     source.decoder.float()
     source.dtype = torch.float32
     decoder = StreamingDecoder(source)
     with torch.no_grad():
         parts = [decoder._video(part) for part in latents.split([1, 3, 3], dim=1)]
-    tensors = {name: value.cuda() for name, value in published_tensors(torch.float32).items()}
+    rounded = {name: value.to(weights_dtype) for name, value in published_tensors(torch.float32).items()}
+    tensors = {name: value.cuda().float() for name, value in rounded.items()}
     expected = decode_at_once(tensors, latents)
     assert float((torch.cat(parts, dim=2) - expected).norm() / (expected + 1).norm()) < 1e-5
 
