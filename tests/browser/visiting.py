@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ __all__ = ["ROOT", "Server", "Visitor", "open_page", "start_server", "wait_until
 
 PORTRAIT = ROOT / "assets" / "portraits" / "astronaut.jpg"
 SPEECH = ROOT / "assets" / "speech" / "hello-en.flac"  # 12.6 s
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+# Without windows of its own, Chromium opens a page for half the work.
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium-headless-shell") or "/usr/bin/chromium"
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
