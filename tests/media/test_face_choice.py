@@ -59,8 +59,8 @@ def test_a_face_as_json_has_it(value: object, words: object) -> None:
 
 def test_one_face_needs_no_words() -> None:
     assert several_faces(1, 0, False, "us.png") == []
-    (told,) = several_faces(3, 1, True, "us.png")
-    assert (told.level, told.text) == (
+    (notice,) = several_faces(3, 1, True, "us.png")
+    assert (notice.level, notice.text) == (
         "info",
         "Of 3 faces in us.png, number 2 from the left speaks, as chosen.",
     )

@@ -109,7 +109,7 @@ def test_a_video_smaller_than_asked_for_is_told_once(tmp_path: Path) -> None:
     whole = Image.fromarray(picture()).resize((160, 160))
     preset = Preset(**PRESET_SETTINGS)
 
-    def told(side: int, engine: str, size: str) -> list[str]:
+    def notices(side: int, engine: str, size: str) -> list[str]:
         whole.resize((side, side)).save(tmp_path / "small.png")
         chosen = replace(preset, engine=engine).with_settings(size=size)
         request = open_request(
@@ -117,12 +117,12 @@ def test_a_video_smaller_than_asked_for_is_told_once(tmp_path: Path) -> None:
         )
         return [notice.text for notice in request.notices if notice.code == "smaller_video"]
 
-    assert told(160, "preview", "704*704") == [
+    assert notices(160, "preview", "704*704") == [
         "The video of small.png has 320×320 pixels instead of 704×704, which size 704*704 allows: the picture"
         " has only 160×160. Take a larger picture or a wider framing; or set a smaller size."
     ]
-    assert told(160, "preview", "320*320") == told(400, "preview", "704*704") == []
-    assert told(160, "diffusion", "704*384")[0].startswith("The video of small.png has 192×192")
+    assert notices(160, "preview", "320*320") == notices(400, "preview", "704*704") == []
+    assert notices(160, "diffusion", "704*384")[0].startswith("The video of small.png has 192×192")
 
 
 def test_a_finished_video_may_be_replaced(ask: Ask) -> None:

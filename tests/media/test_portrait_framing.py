@@ -188,14 +188,14 @@ def test_a_small_crop_is_enlarged_and_reported() -> None:
     finder = Finder(FaceBox(0.5, 0.5, 0.53, 0.54))
     out = framed(picture(1000, 1000), Picture(framing="head", aspect="1:1"), "me.png", finder=finder)
     assert out.pixels.shape == (256, 256, 3)
-    (told,) = out.notices
-    assert (told.code, told.values["width"]) == ("small_crop", 84)
+    (notice,) = out.notices
+    assert (notice.code, notice.values["width"]) == ("small_crop", 84)
 
 
 def test_a_chin_is_still_cut_off_where_blur_goes_on() -> None:
     finder = Finder(FaceBox(0.3, 0.4, 0.7, 1.1))
-    told = framed(picture(900, 700), Picture(aspect="9:16"), "me.png", finder=finder).notices
-    assert [one.code for one in told] == ["chin_cut_off"]
+    notices = framed(picture(900, 700), Picture(aspect="9:16"), "me.png", finder=finder).notices
+    assert [one.code for one in notices] == ["chin_cut_off"]
     assert framed(picture(900, 700), Picture(), "me.png", finder=finder).notices == ()
 
 

@@ -120,8 +120,8 @@ def test_a_face_may_listen(ask: Ask) -> None:
     request = ask(*TWO, "face=2")
     assert request.speakers[2].voice is None
     assert request.voices == tuple(one.voice for one in request.speakers[:2])
-    (told,) = [notice.text for notice in request.notices if notice.code == "speakers_listen"]
-    assert told.endswith("3: b.wav; 1: a.wav. Without a voice: 2.")
+    (text,) = [notice.text for notice in request.notices if notice.code == "speakers_listen"]
+    assert text.endswith("3: b.wav; 1: a.wav. Without a voice: 2.")
 
 
 @pytest.mark.parametrize(("split", "names"), [("stereo", ["left", "right"]), ("turns.txt", ["Anna", "Ben"])])
@@ -141,8 +141,8 @@ def test_labels_say_whose_voice_is_whose(ask: Ask) -> None:
 
 def test_a_voice_without_a_face_is_named(ask: Ask) -> None:
     request = ask("face=3,label=Anna", split="turns.txt", recording="talk.wav")
-    (told,) = [notice.text for notice in request.notices if notice.code == "speakers_unseen"]
-    assert told == "Ben in talk.wav will be heard, but no face says it."
+    (text,) = [notice.text for notice in request.notices if notice.code == "speakers_unseen"]
+    assert text == "Ben in talk.wav will be heard, but no face says it."
 
 
 def test_boxes_follow_the_frame(ask: Ask) -> None:
@@ -239,10 +239,10 @@ def test_on_the_preview_a_mask_chooses_its_face_alone(ask: Ask) -> None:
     assert [notice.code for notice in request.notices].count("mask_chooses") == 1
 
 
-def test_a_mask_beside_its_face_is_told_of(ask: Ask) -> None:
+def test_a_mask_beside_its_face_is_noted(ask: Ask) -> None:
     request = ask("face=3,audio=a.wav,mask=left.png", engine="diffusion")
-    (told,) = [notice for notice in request.notices if notice.code == "mask_beside_face"]
-    assert told.text == (
+    (notice,) = [one for one in request.notices if one.code == "mask_beside_face"]
+    assert notice.text == (
         "The mask left.png does not cover face 3: its voice will move what the mask covers."
     )
 

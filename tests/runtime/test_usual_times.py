@@ -1,4 +1,4 @@
-"""What an engine does before its first frame: told as it changes, with the time that it usually takes."""
+"""What an engine does before its first frame: shown as it changes, with the time that it usually takes."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_each_activity_is_told_and_timed(tmp_path, time):
     UsualTimes(tmp_path, "48gb").took(Activity.READING, 4.0)
     clock = ProgressClock(48, 2, UsualTimes(tmp_path, "48gb"))
     clock.start()
-    told = [clock.progress()]
+    reported = [clock.progress()]
     for seconds, said in (
         (11.0, Progress(Phase.LOADING, activity=Activity.READING)),
         (0.5, Progress(Phase.LOADING)),  # sent with each heartbeat: changes nothing
@@ -87,11 +87,11 @@ def test_each_activity_is_told_and_timed(tmp_path, time):
     ):
         time.now += seconds
         clock.follow(said)
-        told.append(clock.progress())
+        reported.append(clock.progress())
     time.now += 3.0
     clock.frame_made()
-    told.append(clock.progress())
-    doing = [(one.phase, one.activity, one.usual_s) for one in told]
+    reported.append(clock.progress())
+    doing = [(one.phase, one.activity, one.usual_s) for one in reported]
     assert doing == [
         (Phase.LOADING, Activity.STARTING, None),
         (Phase.LOADING, Activity.READING, 4.0),

@@ -288,14 +288,14 @@ def test_the_status_says_how_it_stands(status: Status, words: str):
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_status_says_what_a_start_does_and_how_long_it_takes(language: str):
-    told = set()
+    reported = set()
     for activity in Activity:
         for usual_s in (None, 12.3):
             doing = Progress(Phase.LOADING, activity=activity, usual_s=usual_s)
             seen = Outline(render_status(Status("running", doing), language)).text
             assert ("12 " in seen) == (usual_s is not None)
-            told.add(seen)
-    assert len(told) == 2 * len(Activity)
+            reported.add(seen)
+    assert len(reported) == 2 * len(Activity)
     encoding = Outline(render_status(Status("running", Progress(Phase.ENCODING, usual_s=0.6)), "en"))
     assert "Analysing face and voice (usually 1 s)" in encoding.text
 
