@@ -34,6 +34,8 @@ SHAPES: dict[str, Callable[[str], Any]] = {
     "in its own meta": lambda path: {"path": None, "meta": {"path": path}},
 }
 
+EACH = 4  # one in four events
+
 
 @pytest.fixture(scope="module")
 def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -57,15 +59,15 @@ def assert_refused(answer: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_path_is_refused_by_every_event(stranger: Make, secret: Path, shape: str):
+    """Bare by every one; in the other shapes by one event in four each, so that every event gets two of them."""
     visitor, payload = stranger(), SHAPES[shape](str(secret))
-    asked = 0
-    for event in visitor.events:
-        if not event["inputs"]:
-            continue
+    asked, place = 0, list(SHAPES).index(shape)
+    events = [event for event in visitor.events if event["inputs"]]
+    for event in events[place % EACH :: EACH] if place else events:
         assert_refused(visitor.ask(event["id"], [payload] + [None] * (len(event["inputs"]) - 1)))
         assert_refused(visitor.ask(event["id"], [None] * (len(event["inputs"]) - 1) + [payload]))
         asked += 1
-    assert asked > 10
+    assert asked > (8 if place else 30)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
