@@ -190,6 +190,7 @@ def _serve(args: argparse.Namespace) -> None:
     from avatar.media.ffmpeg import put_on_path
     from avatar.runtime.scratch import Scratch
     from avatar.runtime.webhook import check_url
+    from avatar.ui.routes.host_names import local_names
 
     if args.notify_url is not None:
         check_url(args.notify_url)
@@ -204,16 +205,16 @@ def _serve(args: argparse.Namespace) -> None:
         from avatar.runtime.zero_gpu import zero_gpu_of_space
 
         zero_gpu = zero_gpu_of_space()  # first of all: it changes Gradio and PyTorch
-        from starlette.middleware import Middleware
-
-        from avatar.ui.page import build_page, launch_options
-        from avatar.ui.routes.file_routes import file_routes
-        from avatar.ui.routes.live_routes import live_routes
-        from avatar.ui.routes.request_guard import Guard, local_names
-        from avatar.ui.routes.video_routes import routes
-
-        app_state = _open_app_state(args, scratch, zero_gpu)
+        app_state = _open_app_state(args, scratch, zero_gpu)  # before Gradio loads: it may refuse
         try:
+            from starlette.middleware import Middleware
+
+            from avatar.ui.page import build_page, launch_options
+            from avatar.ui.routes.file_routes import file_routes
+            from avatar.ui.routes.live_routes import live_routes
+            from avatar.ui.routes.request_guard import Guard
+            from avatar.ui.routes.video_routes import routes
+
             demo = build_page(app_state)
             names = local_names(args.host, args.allow_host)
             guard = Middleware(Guard, names=names, hosted=args.hosted)
@@ -255,7 +256,7 @@ def _open_app_state(args: argparse.Namespace, scratch: Path, zero_gpu: Any = Non
     from avatar.runtime.gallery import Gallery
     from avatar.runtime.model_download import ModelFetch, fetch_command
     from avatar.runtime.webhook import Webhook
-    from avatar.ui.routes.request_guard import local_names
+    from avatar.ui.routes.host_names import local_names
     from avatar.ui.state.app_state import AppState
     from avatar.ui.state.job_queue import JobQueue
     from avatar.ui.state.uploads import Uploads

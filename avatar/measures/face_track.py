@@ -13,8 +13,8 @@ from avatar.measures.crop import Reference
 from avatar.measures.frames import read_frames
 from avatar.measures.pose import STEADY, split
 from avatar.media.portrait import read_portrait
-from avatar.preview.face_detection import find_face, find_faces
 from avatar.preview.landmarks import crop_of_points, landmarks
+from avatar.preview.recent import known_faces
 from avatar.preview.topology import (
     CHIN,
     LEFT_BROW,
@@ -204,12 +204,11 @@ class _Follower:
 
     def _search(self, image: np.ndarray) -> np.ndarray | None:
         """Landmarks of the face that is followed, (468, 3), wherever it is in a picture; None without it."""
-        if self._box is None:
-            face = find_face(image).face
-            return None if face is None else face.landmarks
-        faces, (height, width) = find_faces(image), image.shape[:2]
-        left, top, right, bottom = self._box
-        index = faces.at((left * width, top * height, right * width, bottom * height))
+        faces, (height, width) = known_faces(image), image.shape[:2]
+        index: int | None = faces.main if faces.found else None
+        if self._box is not None:
+            left, top, right, bottom = self._box
+            index = faces.at((left * width, top * height, right * width, bottom * height))
         return None if index is None else faces.faces[index].landmarks
 
 

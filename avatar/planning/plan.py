@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from avatar.planning.placement import ALL_ON_GPU, Placement
@@ -55,22 +56,26 @@ class DevicePlan:
     available_bytes: int | None
     total_bytes: int | None
 
+    @cached_property
+    def _held(self) -> dict[RunPhase, int]:
+        return bytes_by_stage(self.items)
+
     def stage_bytes(self, stage: RunPhase) -> int:
-        return bytes_by_stage(self.items)[stage]
+        return self._held[stage]
 
     @property
     def peak_stage(self) -> RunPhase:
-        held = bytes_by_stage(self.items)
-        return max(held, key=held.__getitem__)
+        return max(self._held, key=self._held.__getitem__)
 
     @property
     def peak_bytes(self) -> int:
-        return max(bytes_by_stage(self.items).values())
+        return max(self._held.values())
 
     @property
     def peak_items(self) -> tuple[MemoryItem, ...]:
         """The items held at the peak, largest first, as a stacked bar shows them."""
-        there = [item for item in self.items if self.peak_stage in item.stages and item.num_bytes]
+        peak = self.peak_stage
+        there = [item for item in self.items if peak in item.stages and item.num_bytes]
         return tuple(sorted(there, key=lambda item: -item.num_bytes))
 
     @property

@@ -9,7 +9,8 @@ from avatar.events import Notice
 from avatar.geometry import Size
 from avatar.media.face_choice import everybody
 from avatar.media.portrait import read_portrait, video_size
-from avatar.preview.face_detection import SURE_JITTER, Face, Faces, find_faces
+from avatar.preview.face_detection import SURE_JITTER, Face, Faces
+from avatar.preview.recent import known_faces
 from avatar.preview.topology import (
     CHIN,
     FOREHEAD,
@@ -40,7 +41,7 @@ def portrait_notices(request: Request) -> list[Notice]:
     if request.preset.engine == "preview" or request.preset.requires.weights == "tiny":
         return []
     image = read_portrait(request.portrait)
-    faces, name = find_faces(image), request.portrait_name
+    faces, name = known_faces(image), request.portrait_name
     size = video_size(request.portrait, request.preset)
     chosen = request.face is not None or request.speakers
     notices = [] if chosen else everybody(len(faces.found), name)

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 SIZE = Size(320, 320)
 CLIP = 48  # frames between the borders that are cut
 LENGTH_S = 10
+SLOW_FPS = FPS / 2  # shows what moves slowly as well, by half the pictures
 
 Frames = list[np.ndarray]
 
@@ -87,19 +88,21 @@ def read_aloud() -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     return tuple(frames), np.concatenate(sounds)
 
 
-def acted(act: Callable[[float], Pose | Articulation], seconds: float) -> Frames:
+def acted(act: Callable[[float], Pose | Articulation], seconds: float, fps: float = FPS) -> Frames:
     """The photograph poses, or moves its mouth, as a function of time."""
     frames = []
-    for index in range(round(seconds * FPS)):
-        asked = act(index / FPS)
+    for index in range(round(seconds * fps)):
+        asked = act(index / fps)
         pose, mouth = (asked, Articulation()) if isinstance(asked, Pose) else (Pose(), asked)
         frames.append(renderer().frame(mouth, pose))
     return frames
 
 
-def watched(frames: Sequence[np.ndarray], portrait: np.ndarray | None = None) -> FaceTrack:
+def watched(
+    frames: Sequence[np.ndarray], portrait: np.ndarray | None = None, fps: float = FPS
+) -> FaceTrack:
     """What is measured of frames."""
-    return follow(((index / FPS, frame) for index, frame in enumerate(frames)), portrait)
+    return follow(((index / fps, frame) for index, frame in enumerate(frames)), portrait)
 
 
 @cache
@@ -108,19 +111,37 @@ def untouched() -> FaceTrack:
     return watched(spoken(), renderer().image)
 
 
-def turned(degrees: float, seconds: float, period_s: float) -> Frames:
+@cache
+def sentences() -> FaceTrack:
+    """The film whose sounds are known by their truth."""
+    return watched(read_aloud()[0])
+
+
+@cache
+def moved_at_borders() -> FaceTrack:
+    """The film of which every second clip stands elsewhere."""
+    return watched(per_clip(shifted))
+
+
+@cache
+def at_rest() -> FaceTrack:
+    """The photograph, with a camera's noise, for 5 s at SLOW_FPS."""
+    return watched(still(5, SLOW_FPS), fps=SLOW_FPS)
+
+
+def turned(degrees: float, seconds: float, period_s: float, fps: float = FPS) -> Frames:
     """The photograph itself, turned in the picture's plane to and fro: nothing of ours draws it."""
     image, (height, width) = renderer().image, renderer().image.shape[:2]
     frames = []
-    for index in range(round(seconds * FPS)):
+    for index in range(round(seconds * fps)):
         # OpenCV's angles go counter-clockwise.
-        angle = -degrees * math.sin(2 * math.pi * index / FPS / period_s)
+        angle = -degrees * math.sin(2 * math.pi * index / fps / period_s)
         affine = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1)
         frames.append(cv2.warpAffine(image, affine, (width, height), borderMode=cv2.BORDER_REPLICATE))
     return frames
 
 
-def smiling(rise: float, seconds: float, period_s: float) -> Frames:
+def smiling(rise: float, seconds: float, period_s: float, fps: float = FPS) -> Frames:
     """The photograph with the corners of its mouth drawn up, by up to `rise` of the face's height."""
     image, face = renderer().image, find_face(renderer().image).face
     assert face is not None
@@ -131,16 +152,16 @@ def smiling(rise: float, seconds: float, period_s: float) -> Frames:
     for corner in points[[61, 291]]:
         near += np.exp(-((x - corner[0]) ** 2 + (y - corner[1]) ** 2) / (2 * (0.06 * height) ** 2))
     frames = []
-    for index in range(round(seconds * FPS)):
-        way = 0.5 - 0.5 * math.cos(2 * math.pi * index / FPS / period_s)
+    for index in range(round(seconds * fps)):
+        way = 0.5 - 0.5 * math.cos(2 * math.pi * index / fps / period_s)
         frames.append(cv2.remap(image, x, y + near * np.float32(rise * height * way), cv2.INTER_LINEAR))
     return frames
 
 
-def still(seconds: float) -> Frames:
+def still(seconds: float, fps: float = FPS) -> Frames:
     """The photograph, with a camera's noise."""
     rng, image = np.random.default_rng(0), renderer().image
-    noisy = (image + rng.normal(0, 2, image.shape) for _ in range(round(seconds * FPS)))
+    noisy = (image + rng.normal(0, 2, image.shape) for _ in range(round(seconds * fps)))
     return [np.clip(frame, 0, 255).astype(np.uint8) for frame in noisy]
 
 
@@ -175,8 +196,8 @@ def coloured(frame: np.ndarray, share: float) -> np.ndarray:
 
 
 def drifting(change: Callable[[np.ndarray, float], np.ndarray]) -> Frames:
-    """The film changed more and more; change: of a frame, and how far the film is, 0 to 1."""
-    source = spoken()
+    """The film at SLOW_FPS changed more and more; change: of a frame, and how far the film is, 0 to 1."""
+    source = spoken()[::2]
     return [change(frame, index / (len(source) - 1)) for index, frame in enumerate(source)]
 
 

@@ -13,16 +13,23 @@ from avatar.errors import BadInput
 from avatar.geometry import Size
 from avatar.preset import load_preset
 from avatar.preview import topology as at
-from avatar.preview.face_detection import find_face
+from avatar.preview.face_detection import Detection
 from avatar.preview.mesh_from_points import face_from_points
 from avatar.preview.points import load_sidecar
 from avatar.preview.portrait_notices import concerns, portrait_notices
+from avatar.preview.recent import known_faces
 from avatar.preview.source import face_of
 from avatar.request import Request
 from avatar.sizes import video_size
 
 SHIPPED = sorted(path for path in PORTRAITS.iterdir() if path.suffix in (".png", ".jpg"))
 FACES = ("astronaut", "mara", "robot", "fox")
+
+
+def find_face(image: np.ndarray) -> Detection:
+    """The main face; each picture is searched once."""
+    faces = known_faces(image)
+    return faces.found[faces.main] if faces.found else Detection("none", None, faces.jitter)
 
 
 def concerns_of(image: np.ndarray, size: Size | None = None) -> set[str]:

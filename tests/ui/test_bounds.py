@@ -15,7 +15,8 @@ from engines import ScriptedEngine, make_request
 from avatar.errors import BadInput
 from avatar.media.files import check_file
 from avatar.runtime.gallery import Gallery, video_name
-from avatar.ui.routes.request_guard import READ, WRITTEN, local_names, path_of, visitor_of
+from avatar.ui.routes.host_names import local_names
+from avatar.ui.routes.request_guard import READ, WRITTEN, path_of, visitor_of
 from avatar.ui.state.examples import Examples
 from avatar.ui.state.job_queue import JobQueue, QueuedRun, QueueFull, Requester
 from avatar.ui.state.stream_segments import BEHIND, StreamSegments
