@@ -59,7 +59,7 @@ def assert_refused(answer: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_path_is_refused_by_every_event(stranger: Make, secret: Path, shape: str):
-    """Bare by every one; in the other shapes by one event in four each, so that every event gets two of them."""
+    """Bare by every one; in each other shape by one event in four, so that all get two of them."""
     visitor, payload = stranger(), SHAPES[shape](str(secret))
     asked, place = 0, list(SHAPES).index(shape)
     events = [event for event in visitor.events if event["inputs"]]
