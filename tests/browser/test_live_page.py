@@ -42,7 +42,19 @@ def speaking(launch, tmp_path_factory) -> Iterator[Browser]:
     sound, rate = soundfile.read(SPEECH)
     path = tmp_path_factory.mktemp("microphone") / "speech.wav"
     soundfile.write(path, np.concatenate([sound[: 4 * rate], np.zeros(2 * rate)]), rate)
-    launched = launch("--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={path}")
+    launched = launch(
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-audio-capture={path}",
+    )
+    yield launched
+    launched.close()
+
+
+@pytest.fixture
+def refusing(launch) -> Iterator[Browser]:
+    """A browser that grants nobody its microphone."""
+    launched = launch("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream=deny")
     yield launched
     launched.close()
 
@@ -52,9 +64,8 @@ def visit(server, speaking) -> Iterator[Callable[..., Visitor]]:
     """A function that opens the page at its tab Live."""
     visitors: list[Visitor] = []
 
-    def visit_live(script: str = "", allowed: bool = True, **options) -> Visitor:
-        options["permissions"] = ["microphone"] if allowed else []
-        visitor = open_page(speaking, f"{server.url}/?live", **options)
+    def visit_live(script: str = "", browser: Browser = speaking, **options) -> Visitor:
+        visitor = open_page(browser, f"{server.url}/?live", **options)
         visitors.append(visitor)
         visitor.page.wait_for_selector(".live-go", state="visible")
         if script:
@@ -105,7 +116,7 @@ def test_a_mirrored_voice_is_seen_and_heard_by_either_transport(visit, script, t
 
 
 def test_typed_words_are_said_and_shown(visit):
-    visitor = visit(allowed=False)
+    visitor = visit()
     go(visitor, "type")
     page = visitor.page
     page.fill(".live-type textarea", "Hello there. This was typed.")
@@ -122,7 +133,7 @@ def test_typed_words_are_said_and_shown(visit):
 
 
 def test_what_was_cut_off_is_not_written_as_said(visit):
-    visitor = visit(allowed=False)
+    visitor = visit()
     go(visitor, "type")
     page = visitor.page
     later = " ".join(f"This is number {number} of a good many sentences." for number in range(2, 6))
@@ -193,8 +204,8 @@ def test_after_five_silent_seconds_the_portrait_moves_on(visit, server, script):
     page.wait_for_function("/\\d+ ms/.test(document.querySelector('.live-state').textContent)")
 
 
-def test_a_refused_microphone_is_reported_and_the_session_goes_on(visit):
-    visitor = visit(allowed=False)
+def test_a_refused_microphone_is_reported_and_the_session_goes_on(visit, refusing):
+    visitor = visit(browser=refusing)
     go(visitor)
     visitor.page.wait_for_selector(".live-notice:visible")
     assert "denied the microphone" in visitor.page.inner_text(".live-notice")
@@ -296,7 +307,7 @@ def test_the_tab_fits_a_phone_in_chinese(visit, scheme):
     assert page.inner_text(".live-go") == "结束"
     assert not re.search(r"[A-Za-z]{4,}", page.inner_text(".live-modes"))
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    page.locator(".live-state").scroll_into_view_if_needed()
+    page.evaluate("document.querySelector('.live-state').scrollIntoView({ block: 'nearest' })")
     stage, said = (page.locator(part).bounding_box() for part in ("#stage", ".live-state"))
     assert 0 <= stage["y"] < stage["y"] + stage["height"] <= said["y"], "who speaks stays above what is said"
     assert stage["height"] <= 0.56 * 740

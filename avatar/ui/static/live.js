@@ -469,6 +469,8 @@ element.addEventListener("click", (event) => {
       return listen();
   }
 });
+// On a phone the video stays at the top: what is focused comes to stand below it (its scroll margin in style.css).
+element.addEventListener("focusin", (event) => event.target.matches(":focus-visible") && event.target.scrollIntoView({ block: "nearest" }));
 element.addEventListener("pointerdown", (event) => event.target.closest('[data-do="push"]') && push(true));
 for (const kind of ["pointerup", "pointercancel"]) document.addEventListener(kind, () => live.pushed && push(false));
 element.addEventListener("change", (event) => {
