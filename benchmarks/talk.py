@@ -15,12 +15,10 @@ import json
 import logging
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from avatar.geometry import FPS
 from avatar.measures.face_track import follow
 from benchmarks.talk_client import Client, Spoken, session
 from tests.fixtures.server import Server, start_server
+from tests.fixtures.speech_services import SpeechServices
 
 log = logging.getLogger("talk")
 
@@ -39,32 +38,6 @@ LONG = "This sentence goes on and on, so that there is something to interrupt. "
 OPEN_GAP = 0.012  # between the lips, in face heights, beyond the gap of the closed mouth
 STILL_S = 0.3  # a mouth that stays closed for this long has closed
 TRANSPORTS = ("websocket", "webrtc")
-
-
-class ChatStub:
-    """A chat server that gives the same answer at once."""
-
-    def __init__(self) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                self.send_response(200)
-                self.end_headers()
-                for piece in ANSWER.split(" "):
-                    line = json.dumps({"choices": [{"delta": {"content": f"{piece} "}}]})
-                    self.wfile.write(f"data: {line}\n\n".encode())
-                self.wfile.write(b"data: [DONE]\n\n")
-
-            def log_message(self, *_: Any) -> None:
-                """Keep the output clean."""
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
 
 
 @dataclass
@@ -230,7 +203,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
-    chat = ChatStub()
+    chat = SpeechServices(*(f"{word} " for word in ANSWER.split()))
     load = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as folder:
         options = ("--chat-url", chat.url, "--hear-model", args.hear_model)

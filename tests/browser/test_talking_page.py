@@ -2,55 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, expect
 from visiting import PORTRAIT, Server, open_page, start_server
 
-ANSWER = "I am a pirate. What are you?"
-
-
-class ChatServer:
-    """A chat that keeps what it is asked, and always says the same."""
-
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        asked = self.asked
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(200)
-                self.end_headers()
-                line = json.dumps({"choices": [{"delta": {"content": ANSWER}}]})
-                self.wfile.write(f"data: {line}\n\ndata: [DONE]\n\n".encode())
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+from tests.fixtures.speech_services import SpeechServices
 
 
 @pytest.fixture(scope="module")
-def chat() -> Iterator[ChatServer]:
-    running = ChatServer()
+def chat() -> Iterator[SpeechServices]:
+    running = SpeechServices("I am a pirate. ", "What are you?")
     yield running
     running.close()
 
 
 @pytest.fixture(scope="module")
-def server(chat: ChatServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(chat: SpeechServices, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     options = ("--chat-url", chat.url, "--chat-model", "small, large", "--chat-prompt", "Be brief.")
     nowhere = ("--hear-url", "http://127.0.0.1:9/v1")
     running = start_server(tmp_path_factory.mktemp("talk"), "--preset", "cpu-preview", *options, *nowhere)
@@ -59,7 +28,7 @@ def server(chat: ChatServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
-def test_the_visitor_says_who_answers(chat: ChatServer, server: Server, browser: Browser, locale: str):
+def test_the_visitor_says_who_answers(chat: SpeechServices, server: Server, browser: Browser, locale: str):
     phone = {"width": 390, "height": 844}
     visitor = open_page(browser, f"{server.url}/?live", locale=locale, viewport=phone)
     page = visitor.page

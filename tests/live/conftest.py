@@ -24,8 +24,9 @@ from avatar.runtime.gallery import Gallery
 from avatar.ui.routes.live_routes import live_routes
 from avatar.ui.routes.request_guard import Guard
 from avatar.ui.state.uploads import Uploads
+from tests.fixtures.speech_services import SpeechServices
 from tests.live.engines import Noting, QuickEngine
-from tests.live.services import Deaf, Parrot, SpeechServices, Voices
+from tests.live.services import Deaf, Parrot, Voices
 from tests.live.sockets import ROOT
 
 PRESET = Preset("live-test", "Test", "For tests", "preview")
@@ -62,7 +63,7 @@ def client(state, tmp_path):
 
 @pytest.fixture
 def server():
-    server = SpeechServices()
+    server = SpeechServices("Nice to ", "hear from you. ", "How is ", "the weather there?")
     yield server
     server.close()
 

@@ -1,22 +1,18 @@
-"""Chats, recognisers and voices of which a test decides what they say."""
+"""Recognisers and voices of which a test decides what they say."""
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 
 import numpy as np
 
 from avatar.live.conversation import Conversation
-from avatar.live.service_address import ServiceAddress, ServiceDown
+from avatar.live.service_address import ServiceDown
 from avatar.speech.catalogue import Catalogue
 from avatar.speech.voices import Voice
 from tests.live.engines import Noting
-
-KEY = "k3y-of-ours"
 
 
 class Beeps:
@@ -47,51 +43,6 @@ class Deaf:
 
     def words(self, samples):
         raise ServiceDown("The recogniser is down.", why="silent", service="recognition", host="here")
-
-
-class SpeechServices:
-    """A chat and a recogniser of which a test decides what they say."""
-
-    def __init__(self) -> None:
-        self.pieces: Iterable[str] = ["Nice to ", "hear from you. ", "How is ", "the weather there?"]
-        self.words, self.status = "hello there", 200
-        self.asked: list[dict] = []
-        self.keys: list[str] = []
-        self.hold = threading.Event()
-        self.hold.set()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                outer.keys.append(self.headers.get("Authorization", ""))
-                self.send_response(outer.status)
-                self.end_headers()
-                if outer.status != 200:
-                    self.wfile.write(b"secret words of the server " + KEY.encode())
-                elif self.path.endswith("/audio/transcriptions"):
-                    outer.asked.append({"bytes": len(body)})
-                    self.wfile.write(json.dumps({"text": outer.words}).encode())
-                else:
-                    outer.asked.append(json.loads(body))
-                    for piece in outer.pieces:
-                        outer.hold.wait(20)
-                        line = json.dumps({"choices": [{"delta": {"content": piece}}]})
-                        self.wfile.write(f"data: {line}\n\n".encode())
-                        self.wfile.flush()
-                    self.wfile.write(b"data: [DONE]\n\n")
-
-            def log_message(self, *_):
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-        self.address = ServiceAddress(f"http://127.0.0.1:{self._http.server_port}/v1", "tiny", KEY)
-
-    def close(self) -> None:
-        self.hold.set()
-        self._http.shutdown()
-        self._http.server_close()
 
 
 class Parrot:

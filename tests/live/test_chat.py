@@ -10,8 +10,8 @@ from avatar.live.chat import MOST_PART_CHARS, Chat, chat_address, chat_models, s
 from avatar.live.speech_recognition import hear_address
 from avatar.live.voice import MOST_TEXT_CHARS
 from tests.fixtures.server import wait_until
+from tests.fixtures.speech_services import KEY
 from tests.live.services import (
-    KEY,
     notices,
     said,
     slowly,

@@ -15,8 +15,8 @@ from avatar.live.speech_recognition import RemoteRecogniser
 from avatar.live.vad import CHUNK, LEAST_SPEECH, PAUSE, SUSPECTED, Turns, VoiceProbability
 from avatar.speech.voices import VoiceUnavailable
 from tests.fixtures.server import wait_until
+from tests.fixtures.speech_services import KEY
 from tests.live.services import (
-    KEY,
     Parrot,
     SlowVoice,
     Voices,
