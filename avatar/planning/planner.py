@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, lru_cache
 
@@ -98,10 +99,7 @@ def _chosen(
     any host will do. Layers are kept in blocks only where nothing else fits there.
     """
     run = replace(run, speech_s=SPEECH_WINDOW_S)
-
-    @cache
-    def peaks(placement: Placement) -> list[int]:
-        return [max(bytes_by_stage(gpu_items(run, share, placement)).values()) for share in shares]
+    peaks = _peaks(run, shares)
 
     def fits(placement: Placement) -> bool:
         if host_bytes is not None:
@@ -120,6 +118,17 @@ def _chosen(
         if fits(more := replace(chosen, layers_ahead=layers_ahead)):
             chosen = more
     return chosen
+
+
+@lru_cache(maxsize=64)
+def _peaks(run: RunShape, shares: tuple[RankShare, ...]) -> Callable[[Placement], list[int]]:
+    """What each share's GPU holds at most with a placement: the same on every machine, so remembered."""
+
+    @cache
+    def peaks(placement: Placement) -> list[int]:
+        return [max(bytes_by_stage(gpu_items(run, share, placement)).values()) for share in shares]
+
+    return peaks
 
 
 def placements(run: RunShape, shares: list[RankShare], *, in_blocks: bool = False) -> list[Placement]:

@@ -72,9 +72,9 @@ def geometry_of(options: dict[str, Any]) -> Geometry:
 
 
 def latents(denoiser: Denoiser, options: dict[str, Any]) -> Tensor:
-    """A run over three clips and more, 16 F h w."""
+    """A run over two clips and more, 16 F h w."""
     given = conditions(denoiser.geometry, options.get("num_speakers", 1), options.get("pose", False))
-    blocks = rollout(given, denoiser, num_blocks=options.get("num_blocks", 8), seed=options.get("seed", 1))
+    blocks = rollout(given, denoiser, num_blocks=options.get("num_blocks", 5), seed=options.get("seed", 1))
     return torch.cat(list(blocks), dim=1)
 
 

@@ -23,12 +23,14 @@ from avatar.model.quantize import FLOAT8, INT8, quantise_weight
 from avatar.model.weights import lora
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.model.weights.gguf import BLOCKS, WIDEN, StoredBlocks
-from avatar.model.weights.loading import load_transformer
+from avatar.model.weights.loading import go_on, load_transformer
 from avatar.model.weights.lora import Lora
 from avatar.pipeline.components import Components
+from avatar.pipeline.device import best_device
 from avatar.pipeline.model_loading import CheckpointModels
 from avatar.pipeline.offload.block_layers import BlockLayers, StoredTensor
 from avatar.pipeline.pipeline import DiffusionPipeline
+from avatar.pipeline.side_models import SideModels
 from avatar.planning.estimates import GGUF_WORKSPACE_BYTES
 from avatar.planning.placement import Placement
 from avatar.preset import load_preset
@@ -59,6 +61,12 @@ def by_kind(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder for each type of blocks. Read only."""
     folder = tmp_path_factory.mktemp("owned")
     return {kind: owned(folder / f"of {kind}", kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def sides(by_kind: dict[str, Path]) -> SideModels:
+    """They have no part in a transformer's layers, so one set serves all."""
+    return SideModels.load(PRESET.memory, files_of(by_kind["Q4_0"]), go_on, ALL, None, best_device())
 
 
 def files_of(folder: Path) -> CheckpointFiles:
@@ -102,10 +110,11 @@ def tensors_of(parts) -> dict[str, Tensor]:
     }
 
 
-def assert_same_layers(files: CheckpointFiles, weight_dtype: str) -> None:
+def assert_same_layers(files: CheckpointFiles, weight_dtype: str, sides: SideModels) -> None:
     """Every tensor of every layer and injection, bit by bit and in the same dtype."""
     memory = PRESET.with_settings(weight_dtype=weight_dtype).memory
-    near, far = Components.load(memory, files), Components.load(memory, files, placement=ALL)
+    near = Components.load(memory, files, kept=sides)
+    far = Components.load(memory, files, placement=ALL, kept=sides)
     model = near.load_transformer()
     far.load_transformer()
     assert isinstance(far.host_layers, BlockLayers)
@@ -120,19 +129,23 @@ def assert_same_layers(files: CheckpointFiles, weight_dtype: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_layers_are_dequantised_as_at_loading(kind: str, by_kind: dict[str, Path]) -> None:
+def test_layers_are_dequantised_as_at_loading(kind: str, by_kind: dict[str, Path], sides: SideModels) -> None:
     for weight_dtype in DTYPES:
-        assert_same_layers(files_of(by_kind[kind]), weight_dtype)
+        assert_same_layers(files_of(by_kind[kind]), weight_dtype, sides)
 
 
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 def test_loras_are_merged_as_at_loading(
-    weight_dtype: str, by_kind: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weight_dtype: str,
+    by_kind: dict[str, Path],
+    sides: SideModels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And in pieces: the rows of a tensor are many more than are merged at a time."""
     monkeypatch.setattr(lora, "PIECE_VALUES", 40 * SIZES.dim)
     files = with_loras(files_of(by_kind["Q4_0"]), tmp_path)
-    assert_same_layers(files, weight_dtype)
+    assert_same_layers(files, weight_dtype, sides)
     with_them, without = (
         load_transformer(found, "cpu", torch.float32).state_dict()
         for found in (files, replace(files, loras=()))
@@ -160,9 +173,11 @@ def test_the_video_is_the_same(weight_dtype: str, by_kind: dict[str, Path], tmp_
     assert (ours == expected).all()
 
 
-def test_only_blocks_are_kept_and_only_blocks_cross_the_bus(by_kind: dict[str, Path]) -> None:
+def test_only_blocks_are_kept_and_only_blocks_cross_the_bus(
+    by_kind: dict[str, Path], sides: SideModels
+) -> None:
     files = files_of(by_kind["Q4_0"])
-    parts = Components.load(PRESET.memory, files, placement=replace(ALL, layers_on_host=2))
+    parts = Components.load(PRESET.memory, files, placement=replace(ALL, layers_on_host=2), kept=sides)
     model = parts.load_transformer()
     layers = parts.host_layers
     assert isinstance(layers, BlockLayers)
@@ -178,8 +193,8 @@ def test_only_blocks_are_kept_and_only_blocks_cross_the_bus(by_kind: dict[str, P
     assert places == {0: {"meta"}, 1: {"cpu"}, 2: {"meta"}, 3: {"cpu"}, 4: {"cpu"}}
 
 
-def test_reading_the_blocks_may_be_stopped(by_kind: dict[str, Path]) -> None:
-    parts = Components.load(PRESET.memory, files_of(by_kind["Q4_0"]), placement=ALL)
+def test_reading_the_blocks_may_be_stopped(by_kind: dict[str, Path], sides: SideModels) -> None:
+    parts = Components.load(PRESET.memory, files_of(by_kind["Q4_0"]), placement=ALL, kept=sides)
     asked: list[int] = []
 
     def stop_at(last: int) -> None:
@@ -196,8 +211,8 @@ def test_reading_the_blocks_may_be_stopped(by_kind: dict[str, Path]) -> None:
     assert parts.transformer is None
 
 
-def test_releasing_the_transformer_frees_the_blocks(by_kind: dict[str, Path]) -> None:
-    parts = Components.load(PRESET.memory, files_of(by_kind["Q8_0"]), placement=ALL)
+def test_releasing_the_transformer_frees_the_blocks(by_kind: dict[str, Path], sides: SideModels) -> None:
+    parts = Components.load(PRESET.memory, files_of(by_kind["Q8_0"]), placement=ALL, kept=sides)
     parts.load_transformer()
     assert parts.host_layers is not None
     gone = [weakref.ref(buffer.untyped_storage()) for buffer in parts.host_layers.buffers.values()]
