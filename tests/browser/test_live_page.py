@@ -7,17 +7,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import av
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import Browser
 from visiting import (
     PATIENCE_MS,
     PORTRAIT,
     ROOT,
     SPEECH,
+    Contexts,
     Server,
     Visitor,
     open_page,
@@ -37,8 +38,8 @@ def server(tmp_path_factory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def speaking(launch, tmp_path_factory) -> Iterator[Browser]:
-    """A browser whose microphone hears speech, over and over."""
+def speaking(launch, tmp_path_factory) -> Iterator[Contexts]:
+    """Contexts of a browser whose microphone hears speech, over and over."""
     sound, rate = soundfile.read(SPEECH)
     path = tmp_path_factory.mktemp("microphone") / "speech.wav"
     soundfile.write(path, np.concatenate([sound[: 4 * rate], np.zeros(2 * rate)]), rate)
@@ -47,40 +48,41 @@ def speaking(launch, tmp_path_factory) -> Iterator[Browser]:
         "--use-fake-ui-for-media-stream",
         f"--use-file-for-fake-audio-capture={path}",
     )
-    yield launched
+    yield Contexts(launched)
     launched.close()
 
 
 @pytest.fixture
-def refusing(launch) -> Iterator[Browser]:
-    """A browser that grants nobody its microphone."""
+def refusing(launch) -> Iterator[Contexts]:
+    """Contexts of a browser that grants nobody its microphone."""
     launched = launch("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream=deny")
-    yield launched
+    yield Contexts(launched)
     launched.close()
 
 
 @pytest.fixture
 def visit(server, speaking) -> Iterator[Callable[..., Visitor]]:
     """A function that opens the page at its tab Live."""
-    visitors: list[Visitor] = []
+    with ExitStack() as visitors:
 
-    def visit_live(script: str = "", browser: Browser = speaking, **options) -> Visitor:
-        visitor = open_page(browser, f"{server.url}/?live", **options)
-        visitors.append(visitor)
-        visitor.page.wait_for_selector(".live-go", state="visible")
-        if script:
-            visitor.page.evaluate(script)
-        visitor.page.set_input_files("#portrait input[type=file]", PORTRAIT)
-        visitor.page.wait_for_selector("#portrait img")
-        return visitor
+        def visit_live(script: str = "", contexts: Contexts = speaking, **options) -> Visitor:
+            visitor = visitors.enter_context(open_page(contexts, f"{server.url}/?live", **options))
+            visitors.callback(leave, visitor)
+            visitor.page.wait_for_selector(".live-go", state="visible")
+            if script:
+                visitor.page.evaluate(script)
+            visitor.page.set_input_files("#portrait input[type=file]", PORTRAIT)
+            visitor.page.wait_for_selector("#portrait img")
+            return visitor
 
-    yield visit_live
-    for visitor in visitors:
-        if visitor.page.is_closed():
-            continue
+        yield visit_live
+
+
+def leave(visitor: Visitor) -> None:
+    """End the session, if there is one."""
+    if not visitor.page.is_closed():
         visitor.page.evaluate("window.liveSession?.token && document.querySelector('.live-go').click()")
-        visitor.page.wait_for_timeout(300)
-        visitor.context.close()
+        visitor.page.wait_for_function("!window.liveSession?.token")
 
 
 def go(visitor: Visitor, mode: str = "mirror", frames: int = 10) -> None:
@@ -205,7 +207,7 @@ def test_after_five_silent_seconds_the_portrait_moves_on(visit, server, script):
 
 
 def test_a_refused_microphone_is_reported_and_the_session_goes_on(visit, refusing):
-    visitor = visit(browser=refusing)
+    visitor = visit(contexts=refusing)
     go(visitor)
     visitor.page.wait_for_selector(".live-notice:visible")
     assert "denied the microphone" in visitor.page.inner_text(".live-notice")

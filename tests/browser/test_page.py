@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 from visiting import Server, Visitor, start_server, wait_until
 
 from avatar.runtime.report import read_report
@@ -111,8 +111,8 @@ def test_by_keyboard(plain: Server, visit: Visit):
     assert wanted <= reached
 
 
-def test_nothing_comes_from_elsewhere(server: Server, browser):
-    context = browser.new_context()
+def test_nothing_comes_from_elsewhere(server: Server, browser: Browser):
+    context = browser.new_context()  # with nothing in its cache
     page = context.new_page()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))

@@ -9,10 +9,11 @@ import shutil
 import subprocess
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playback import WATCH, read_playback
-from visiting import Server, open_page
+from visiting import Contexts, Server, Visitor, open_page
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +21,14 @@ DURATION_S = 12.56
 
 
 @pytest.fixture(scope="module")
-def watched(server: Server, browser, tmp_path_factory):
+def watched(server: Server, contexts: Contexts, tmp_path_factory):
     """One whole visit, watched: samples of the player, the downloaded file, and the page's status."""
-    visitor = open_page(browser, server.url)
+    with open_page(contexts, server.url) as visitor:
+        yield watch(visitor, tmp_path_factory.mktemp("download"))
+
+
+def watch(visitor: Visitor, folder: Path) -> dict[str, Any]:
+    """Generate, and watch the video play to its end; download it."""
     page = visitor.page
     visitor.choose()
     page.evaluate(WATCH)
@@ -40,13 +46,12 @@ def watched(server: Server, browser, tmp_path_factory):
     seen = page.evaluate("window.__watch")
     with page.expect_download() as download:
         page.click("#download")
-    path = tmp_path_factory.mktemp("download") / download.value.suggested_filename
+    path = folder / download.value.suggested_filename
     download.value.save_as(path)
     final = page.evaluate(
         "(() => { const v = document.querySelector('#final video'); return [v.duration, v.error]; })()"
     )
-    yield {"seen": seen, "download": path, "said": said, "final": final, "errors": visitor.errors}
-    visitor.context.close()
+    return {"seen": seen, "download": path, "said": said, "final": final, "errors": visitor.errors}
 
 
 def test_the_stream_plays_to_its_end(watched, record_property):

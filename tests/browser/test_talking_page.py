@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect
-from visiting import PORTRAIT, Server, open_page, start_server
+from playwright.sync_api import expect
+from visiting import PORTRAIT, Server, Visitor, start_server
 
+Visit = Callable[..., Visitor]
 ANSWER = "I am a pirate. What are you?"
 
 
@@ -59,9 +60,9 @@ def server(chat: ChatServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
-def test_the_visitor_says_who_answers(chat: ChatServer, server: Server, browser: Browser, locale: str):
+def test_the_visitor_says_who_answers(chat: ChatServer, server: Server, visit: Visit, locale: str):
     phone = {"width": 390, "height": 844}
-    visitor = open_page(browser, f"{server.url}/?live", locale=locale, viewport=phone)
+    visitor = visit(f"{server.url}/?live", locale=locale, viewport=phone)
     page = visitor.page
     page.set_input_files("#portrait input[type=file]", PORTRAIT)
     page.wait_for_selector("#portrait img")
@@ -91,4 +92,3 @@ def test_the_visitor_says_who_answers(chat: ChatServer, server: Server, browser:
     page.click(".live-go")
     page.wait_for_function("!window.liveSession.token")
     assert visitor.errors == []
-    visitor.context.close()
