@@ -61,6 +61,26 @@ def private(tmp_path_factory: pytest.TempPathFactory, small_preset: str) -> Iter
 
 
 @pytest.fixture(scope="session")
+def keeping(tmp_path_factory: pytest.TempPathFactory, small_preset: str) -> Iterator[Server]:
+    """A server whose runs go on without a page, the default if only this machine can reach it.
+
+    There is one place in its queue.
+    """
+    folder = tmp_path_factory.mktemp("keeping")
+    running = start_server(folder, "--preset", small_preset, "--queue-size", "1")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the usual preset; runs survive a reload, but end soon after a test has left them."""
+    running = start_server(tmp_path_factory.mktemp("plain"), "--keep-running", "0.3")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
 def launch() -> Iterator[Callable[..., Browser]]:
     """A function that starts a Chromium, with arguments besides the usual ones; one driver per process."""
     assert shutil.which(CHROMIUM), f"no browser at {CHROMIUM}; set $CHROMIUM"
@@ -123,7 +143,7 @@ def long_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def half_minute(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As much speech as large pictures need a while for."""
+    """Half a minute of speech."""
     sound, rate = soundfile.read(SPEECH)
     path = tmp_path_factory.mktemp("speech") / "half.wav"
     soundfile.write(path, np.tile(sound, 3)[: 32 * rate], rate)

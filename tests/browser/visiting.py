@@ -130,14 +130,14 @@ def command_of(process: psutil.Process) -> list[str]:
 
 
 @contextmanager
-def slowed(server: Server) -> Iterator[None]:
-    """Let the engine run for a tenth of the time only, so that a run lasts while a test looks at it."""
+def slowed(server: Server, share: float = 0.1) -> Iterator[None]:
+    """Let the engine run for this share of the time, so that a run lasts while a test looks at it."""
     over = threading.Event()
 
     def hold_back() -> None:
-        while not over.wait(0.03):
+        while not over.wait(0.3 * share):
             engines = processes(server, ENGINE)
-            for act, seconds in ((psutil.Process.suspend, 0.27), (psutil.Process.resume, 0.0)):
+            for act, seconds in ((psutil.Process.suspend, 0.3 * (1 - share)), (psutil.Process.resume, 0.0)):
                 for engine in engines:
                     with suppress(psutil.NoSuchProcess):
                         act(engine)
