@@ -14,7 +14,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from avatar.geometry import FPS
-from tests.browser.visiting import CHROMIUM, CHROMIUM_ARGUMENTS, PATIENCE_MS, Visitor, open_page
+from tests.browser.visiting import CHROMIUM, CHROMIUM_ARGUMENTS, PATIENCE_MS, Contexts, Visitor, open_page
 from tests.fixtures.server import ROOT, Server, start_server
 
 log = logging.getLogger("page")
@@ -41,12 +42,13 @@ PLAYS = "document.querySelector('#live video')?.currentTime > 0"
 IS_SEEN = "document.querySelector('#live-video')?.getVideoPlaybackQuality().totalVideoFrames > 0"
 
 
-def visited(browser: Browser, url: str) -> Visitor:
-    """The page with a portrait chosen."""
-    visitor = open_page(browser, url)
-    visitor.page.set_input_files("#portrait input[type=file]", PORTRAIT)
-    visitor.page.wait_for_selector("#portrait img")
-    return visitor
+@contextmanager
+def visited(browser: Browser, url: str) -> Iterator[Visitor]:
+    """The page with a portrait chosen, for a visitor whose browser has nothing of it in its cache."""
+    with open_page(Contexts(browser), url) as visitor:
+        visitor.page.set_input_files("#portrait input[type=file]", PORTRAIT)
+        visitor.page.wait_for_selector("#portrait img")
+        yield visitor
 
 
 def seconds_until(page: Page, selector: str, shown: str) -> float:
@@ -56,40 +58,39 @@ def seconds_until(page: Page, selector: str, shown: str) -> float:
 
 def typed_round(server: Server, browser: Browser) -> dict[str, float]:
     """A typed text: until the first frame plays, and the finished file's length."""
-    visitor, before = visited(browser, server.url), server.videos()
-    page = visitor.page
-    page.get_by_role("tab", name="Type").click()
-    page.fill("#text textarea", TEXT)
-    page.wait_for_selector("#generate:enabled")
-    first_s = seconds_until(page, "#generate", PLAYS)
-    visitor.wait_state("done")
+    before = server.videos()
+    with visited(browser, server.url) as visitor:
+        page = visitor.page
+        page.get_by_role("tab", name="Type").click()
+        page.fill("#text textarea", TEXT)
+        page.wait_for_selector("#generate:enabled")
+        first_s = seconds_until(page, "#generate", PLAYS)
+        visitor.wait_state("done")
     [video] = [path for path in server.videos() if path not in before]
     with av.open(str(video)) as movie:
         num_frames = len(list(movie.decode(video=0)))
     with av.open(str(video)) as movie:
         sound_s = sum(frame.samples / frame.sample_rate for frame in movie.decode(audio=0))
-    visitor.context.close()
     return {"first_frame_s": first_s, "video_s": num_frames / FPS, "sound_s": sound_s}
 
 
 def live_round(server: Server, browser: Browser) -> dict[str, float]:
     """Go live until the portrait is seen; then the tab is closed, and the next visitor's session begins."""
-    first, second = (visited(browser, f"{server.url}/?live") for _ in range(2))
-    for visitor in (first, second):
-        visitor.page.click('[data-mode="type"]')
-    seen_s = seconds_until(first.page, ".live-go", IS_SEEN)
-    second.page.click(".live-go")
-    place = "document.querySelector('.live-state').textContent.includes('number 1')"
-    second.page.wait_for_function(place, timeout=PATIENCE_MS)
-    closed_at = time.monotonic()
-    first.page.close(run_before_unload=True)
-    second.page.wait_for_function(f"!({place})", timeout=PATIENCE_MS, polling=20)
-    free_s = time.monotonic() - closed_at
-    second.page.wait_for_function(IS_SEEN, timeout=PATIENCE_MS)
-    second.page.click(".live-go")
-    second.page.wait_for_function("!window.liveSession.token")
-    for visitor in (first, second):
-        visitor.context.close()
+    url = f"{server.url}/?live"
+    with visited(browser, url) as first, visited(browser, url) as second:
+        for visitor in (first, second):
+            visitor.page.click('[data-mode="type"]')
+        seen_s = seconds_until(first.page, ".live-go", IS_SEEN)
+        second.page.click(".live-go")
+        place = "document.querySelector('.live-state').textContent.includes('number 1')"
+        second.page.wait_for_function(place, timeout=PATIENCE_MS)
+        closed_at = time.monotonic()
+        first.page.close(run_before_unload=True)
+        second.page.wait_for_function(f"!({place})", timeout=PATIENCE_MS, polling=20)
+        free_s = time.monotonic() - closed_at
+        second.page.wait_for_function(IS_SEEN, timeout=PATIENCE_MS)
+        second.page.click(".live-go")
+        second.page.wait_for_function("!window.liveSession.token")
     return {"go_live_s": seen_s, "engine_free_s": free_s}
 
 

@@ -42,7 +42,12 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     """Connect every event of the page; called inside the Blocks."""
     p, visits = parts, PageRuns(app_state)
     page = PageCallbacks(parts, app_state, visits)
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    # No component hears of an event's progress: each would draw itself anew, many of them every second.
+    quiet: dict[str, Any] = {
+        "show_progress": "hidden",
+        "show_progress_on": [],
+        "api_visibility": "private",
+    }
     direct = {**quiet, "queue": False}  # runs at once, but an error would not be shown
     queued = {**quiet, "concurrency_limit": None}
     form = list(p.form.values())

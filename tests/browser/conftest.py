@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from visiting import (
     PATIENCE_MS,
     ROOT,
     SPEECH,
+    Contexts,
     Server,
     Visitor,
     open_page,
@@ -24,6 +26,8 @@ from visiting import (
 )
 
 log = logging.getLogger(__name__)
+
+DRIVER = ExitStack()  # closes the browsers' driver
 
 expect.set_options(timeout=PATIENCE_MS)
 
@@ -56,43 +60,76 @@ def private(tmp_path_factory: pytest.TempPathFactory, small_preset: str) -> Iter
     running.stop()
 
 
-@pytest.fixture(scope="module")  # while the driver lives, its event loop counts as running in this thread
+@pytest.fixture(scope="session")
+def keeping(tmp_path_factory: pytest.TempPathFactory, small_preset: str) -> Iterator[Server]:
+    """A server whose runs go on without a page, the default if only this machine can reach it.
+
+    There is one place in its queue.
+    """
+    folder = tmp_path_factory.mktemp("keeping")
+    running = start_server(folder, "--preset", small_preset, "--queue-size", "1")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the usual preset; runs survive a reload, but end soon after a test has left them."""
+    running = start_server(tmp_path_factory.mktemp("plain"), "--keep-running", "0.3")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
 def launch() -> Iterator[Callable[..., Browser]]:
     """A function that starts a Chromium, with arguments besides the usual ones; one driver per process."""
     assert shutil.which(CHROMIUM), f"no browser at {CHROMIUM}; set $CHROMIUM"
-    with sync_playwright() as playwright:
+    playwright = DRIVER.enter_context(sync_playwright())
 
-        def launch_chromium(*more: str) -> Browser:
-            arguments = [*CHROMIUM_ARGUMENTS, *more]
-            return playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    def launch_chromium(*more: str) -> Browser:
+        arguments = [*CHROMIUM_ARGUMENTS, *more]
+        return playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
 
-        yield launch_chromium
+    yield launch_chromium
+    DRIVER.close()
 
 
-@pytest.fixture(scope="module")
-def browser(launch: Callable[..., Browser]) -> Iterator[Browser]:
-    launched = launch()
-    yield launched
-    launched.close()
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """After the last test here: while the driver lives, its event loop counts as running in this thread."""
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        DRIVER.close()
+
+
+@pytest.fixture(scope="session")
+def browser(launch: Callable[..., Browser]) -> Browser:
+    return launch()
+
+
+@pytest.fixture(scope="session")
+def contexts(browser: Browser) -> Contexts:
+    return Contexts(browser)
 
 
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., Visitor]]:
+def visit(contexts: Contexts) -> Iterator[Callable[..., Visitor]]:
     """A function that opens the page for a new visitor."""
-    visitors: list[Visitor] = []
+    with ExitStack() as visitors:
 
-    def visit_page(url: str, **options: object) -> Visitor:
-        visitor = open_page(browser, url, **options)
-        visitors.append(visitor)
-        return visitor
+        def visit_page(url: str, **options: object) -> Visitor:
+            visitor = visitors.enter_context(open_page(contexts, url, **options))
+            visitors.callback(tell_the_end, visitor)
+            return visitor
 
-    yield visit_page
-    for visitor in visitors:
-        if not visitor.page.is_closed():
-            seen = visitor.page.locator("#status, .toast-wrap, #stop")
-            shown = seen.evaluate_all("all => all.map(one => one.outerHTML)")
-            log.warning("at the end the page showed %s; errors: %s", shown, visitor.errors)
-        visitor.context.close()
+        yield visit_page
+
+
+def tell_the_end(visitor: Visitor) -> None:
+    """Log what the page shows."""
+    if not visitor.page.is_closed():
+        seen = visitor.page.locator("#status, .toast-wrap, #stop")
+        shown = seen.evaluate_all("all => all.map(one => one.outerHTML)")
+        log.warning("at the end the page showed %s; errors: %s", shown, visitor.errors)
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +143,7 @@ def long_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def half_minute(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As much speech as large pictures need a while for."""
+    """Half a minute of speech."""
     sound, rate = soundfile.read(SPEECH)
     path = tmp_path_factory.mktemp("speech") / "half.wav"
     soundfile.write(path, np.tile(sound, 3)[: 32 * rate], rate)

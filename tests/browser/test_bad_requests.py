@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from visiting import ROOT, Server, start_server, wait_until
+from visiting import ROOT, Server, wait_until
 from wire import Wire
 
 from tests.media.media_samples import save, tone, write_wav
@@ -24,15 +23,8 @@ HUGE = 10**30
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = start_server(tmp_path_factory.mktemp("asked"))
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def wire(asked: Server) -> Wire:
-    return Wire(asked.url, "asks")
+def wire(server: Server) -> Wire:
+    return Wire(server.url, "asks")
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +42,21 @@ def named(wire: Wire, name: str) -> dict[str, Any]:
     return next(one for one in wire.config["dependencies"] if one["api_name"] == name)
 
 
-def check(asked: Server, answer: dict[str, Any], words: str = "") -> str:
+def check(server: Server, answer: dict[str, Any], words: str = "") -> str:
     """Check that a request was refused with a message; no fault of ours and no path in it."""
     text = json.dumps(answer, ensure_ascii=False)
     assert not answer.get("success"), text
     assert not LEAKS.search(text), text
     assert FAULT not in text, text
-    assert str(asked.outputs) not in text
-    assert str(asked.scratch) not in text
+    assert str(server.outputs) not in text
+    assert str(server.scratch) not in text
     assert re.search(words, text), text
     return text
 
 
-def no_draft(asked: Server) -> None:
-    wait_until(lambda: not asked.leftovers(), "nothing is left behind")
-    assert asked.process.poll() is None
+def no_draft(server: Server) -> None:
+    wait_until(lambda: not server.leftovers(), "nothing is left behind")
+    assert server.process.poll() is None
 
 
 def send(wire: Wire, row: Row, folder: Path) -> dict[str, Any]:
@@ -75,26 +67,26 @@ def send(wire: Wire, row: Row, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("row", PICTURES_SENT, ids=str)
-def test_portraits(asked: Server, wire: Wire, good: dict, tmp_path: Path, row: Row) -> None:
+def test_portraits(server: Server, wire: Wire, good: dict, tmp_path: Path, row: Row) -> None:
     portrait = send(wire, row, tmp_path)
     answer = wire.call(
         named(wire, "generate"),
         [portrait, good["speech"], "cpu-preview", "", {}, None, row.outcome == REFUSED],
     )
     if row.outcome == REFUSED:
-        check(asked, answer, row.words)
+        check(server, answer, row.words)
     else:
         assert not LEAKS.search(json.dumps(answer))
         assert FAULT not in json.dumps(answer)
-    no_draft(asked)
+    no_draft(server)
 
 
 @pytest.mark.parametrize("row", SOUNDS_SENT, ids=str)
-def test_speeches(asked: Server, wire: Wire, good: dict, tmp_path: Path, row: Row) -> None:
+def test_speeches(server: Server, wire: Wire, good: dict, tmp_path: Path, row: Row) -> None:
     speech = send(wire, row, tmp_path)
     answer = wire.call(named(wire, "generate"), [good["portrait"], speech, "cpu-preview", "", {}, None, True])
-    check(asked, answer, row.words)
-    no_draft(asked)
+    check(server, answer, row.words)
+    no_draft(server)
 
 
 SETTINGS: list[tuple[Any, str]] = [
@@ -150,19 +142,19 @@ TWICE = [("cpu-preview", *row) for row in SETTINGS] + [("80gb", *row) for row in
 
 
 @pytest.mark.parametrize(("preset", "settings", "words"), TWICE, ids=lambda value: str(value)[:40])
-def test_settings(asked: Server, wire: Wire, good: dict, preset: str, settings: Any, words: str) -> None:
-    check(asked, wire.call(named(wire, "plan"), [preset, settings]), words)
+def test_settings(server: Server, wire: Wire, good: dict, preset: str, settings: Any, words: str) -> None:
+    check(server, wire.call(named(wire, "plan"), [preset, settings]), words)
     generate = [good["portrait"], good["speech"], preset, "", settings, None, True]
-    text = check(asked, wire.call(named(wire, "generate"), generate), words)
+    text = check(server, wire.call(named(wire, "generate"), generate), words)
     assert len(text) < 4000, "no endless message"
-    no_draft(asked)
+    no_draft(server)
 
 
 @pytest.mark.parametrize(
     "preset", ["nonesuch", "", None, 3, [], {}, "../presets/auto", "x" * 5000, "a\0b", "<b>"]
 )
-def test_presets(asked: Server, wire: Wire, preset: Any) -> None:
-    check(asked, wire.call(named(wire, "plan"), [preset, {}]), "There is no preset")
+def test_presets(server: Server, wire: Wire, preset: Any) -> None:
+    check(server, wire.call(named(wire, "plan"), [preset, {}]), "There is no preset")
 
 
 POINTS: list[tuple[Any, str]] = [
@@ -184,20 +176,20 @@ POINTS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("points", "words"), POINTS, ids=lambda value: str(value)[:40])
-def test_points(asked: Server, wire: Wire, good: dict, points: Any, words: str) -> None:
+def test_points(server: Server, wire: Wire, good: dict, points: Any, words: str) -> None:
     given = [good["portrait"], good["speech"], "cpu-preview", "", {}, points, False]
-    check(asked, wire.call(named(wire, "generate"), given), words)
-    no_draft(asked)
+    check(server, wire.call(named(wire, "generate"), given), words)
+    no_draft(server)
 
 
 @pytest.mark.parametrize("head_only", ["yes", 1, [], {}, [True]], ids=str)
-def test_head_only(asked: Server, wire: Wire, good: dict, head_only: Any) -> None:
+def test_head_only(server: Server, wire: Wire, good: dict, head_only: Any) -> None:
     given = [good["portrait"], good["speech"], "cpu-preview", "", {}, None, head_only]
     answer = wire.call(named(wire, "generate"), given)
     text = json.dumps(answer)
     assert not LEAKS.search(text)
     assert FAULT not in text
-    no_draft(asked)
+    no_draft(server)
 
 
 DATA: list[Any] = [
@@ -217,25 +209,25 @@ DATA: list[Any] = [
 
 
 @pytest.mark.parametrize("preset", [None, 3, [], {}], ids=str)
-def test_presets_to_generate(asked: Server, wire: Wire, good: dict, preset: Any) -> None:
+def test_presets_to_generate(server: Server, wire: Wire, good: dict, preset: Any) -> None:
     text = json.dumps(wire.call(named(wire, "generate"), [good["portrait"], good["speech"], preset]))
     assert re.search("no preset|wrong type", text), text
-    no_draft(asked)
+    no_draft(server)
 
 
-def test_what_is_left_out_at_the_end_has_its_default(asked: Server, wire: Wire, good: dict) -> None:
+def test_what_is_left_out_at_the_end_has_its_default(server: Server, wire: Wire, good: dict) -> None:
     """Over plain HTTP, as with gradio_client, the portrait and the speech are enough."""
     answer = wire.call(named(wire, "generate"), [good["portrait"], good["speech"], "cpu-preview"])
-    check(asked, answer, "head_only|face")  # the portrait is of one colour: refused for this, last of all
+    check(server, answer, "head_only|face")  # the portrait is of one colour: refused for this, last of all
 
 
 @pytest.mark.parametrize("data", DATA, ids=lambda value: str(value)[:30])
-def test_data_of_another_shape(asked: Server, wire: Wire, data: Any) -> None:
+def test_data_of_another_shape(server: Server, wire: Wire, data: Any) -> None:
     text = json.dumps(wire.call(named(wire, "generate"), data))
     assert not LEAKS.search(text), text
     assert FAULT not in text
     assert not re.search(r'"success": true', text)
-    no_draft(asked)
+    no_draft(server)
 
 
 BODIES = [
@@ -269,14 +261,14 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda value: value[:40].decode(errors="replace"))
-def test_bodies(asked: Server, wire: Wire, body: bytes) -> None:
+def test_bodies(server: Server, wire: Wire, body: bytes) -> None:
     for address in ADDRESSES:
         answer = httpx.post(
-            f"{asked.url}{address}", content=body, headers={"content-type": "application/json"}
+            f"{server.url}{address}", content=body, headers={"content-type": "application/json"}
         )
         assert not LEAKS.search(answer.text), (address, answer.text)
         assert FAULT not in answer.text
-    no_draft(asked)
+    no_draft(server)
 
 
 PRESSES: list[Any] = [
@@ -293,7 +285,7 @@ PRESSES: list[Any] = [
 
 
 @pytest.mark.parametrize("pressed", PRESSES, ids=lambda value: str(value)[:30])
-def test_presses(asked: Server, wire: Wire, pressed: Any) -> None:
+def test_presses(server: Server, wire: Wire, pressed: Any) -> None:
     for element, event in (
         ("gallery", "select"),
         ("gallery", "submit"),
@@ -324,12 +316,12 @@ KEPT: list[Any] = [
 
 
 @pytest.mark.parametrize("saved", KEPT, ids=lambda value: str(value)[:40])
-def test_what_a_browser_kept_is_no_fault(asked: Server, wire: Wire, saved: Any) -> None:
+def test_what_a_browser_kept_is_no_fault(server: Server, wire: Wire, saved: Any) -> None:
     answer = wire.call(wire.handler("", "load"), [saved])
     assert answer.get("success"), json.dumps(answer)[:2000]
 
 
-def test_the_log_has_no_fault_of_ours(asked: Server) -> None:
+def test_the_log_has_no_fault_of_ours(server: Server) -> None:
     """Gradio itself logs the parts of a forged request that it cannot read."""
-    log = asked.log.read_text()
+    log = server.log.read_text()
     assert not re.findall(r"fault [0-9A-F]{6}|a run failed|ERROR avatar", log)

@@ -7,7 +7,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -58,8 +59,14 @@ def network_gone() -> threading.Event:
 def proxy(hosted: Server, network_gone: threading.Event) -> Iterator[str]:
     """The URL of a proxy that serves the server under PREFIX."""
 
+    @asynccontextmanager
+    async def with_client(app: Starlette) -> AsyncIterator[None]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=hosted.url, timeout=None, limits=limits) as app.state.client:
+            yield
+
     async def forward(request: Request) -> StreamingResponse:
-        client = httpx.AsyncClient(base_url=hosted.url, timeout=None)
+        client = request.app.state.client
         headers = {k: v for k, v in request.headers.items() if k not in HOP_BY_HOP}
         sent = client.build_request(
             request.method,
@@ -70,7 +77,7 @@ def proxy(hosted: Server, network_gone: threading.Event) -> Iterator[str]:
         answer = await client.send(sent, stream=True)
         kept = {k: v for k, v in answer.headers.items() if k not in HOP_BY_HOP}
         return StreamingResponse(
-            answer.aiter_raw(), answer.status_code, kept, background=BackgroundTask(client.aclose)
+            answer.aiter_raw(), answer.status_code, kept, background=BackgroundTask(answer.aclose)
         )
 
     async def join(outer: WebSocket) -> None:
@@ -85,7 +92,8 @@ def proxy(hosted: Server, network_gone: threading.Event) -> Iterator[str]:
 
     path = f"{PREFIX}/{{path:path}}"
     app = Starlette(
-        routes=[Route(path, forward, methods=["GET", "POST", "HEAD"]), WebSocketRoute(path, join)]
+        routes=[Route(path, forward, methods=["GET", "POST", "HEAD"]), WebSocketRoute(path, join)],
+        lifespan=with_client,
     )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -137,9 +145,7 @@ def test_a_live_session_works_under_a_path(proxy: str, visit: Visit, script: str
 
 
 @pytest.mark.slow
-def test_a_network_gone_for_five_seconds_is_survived(
-    proxy: str, network_gone: threading.Event, visit: Visit
-):
+def test_a_network_gone_for_five_seconds_is_survived(proxy: str, network_gone: threading.Event, visit: Visit):
     page = visit(f"{proxy}?live").page
     go_live(page, NO_WEBRTC)
     page.wait_for_function(f"{SHOWN} > 30 && window.liveSession.engineMs > 0")

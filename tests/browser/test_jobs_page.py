@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import soundfile
 from playwright.sync_api import Page, expect
-from visiting import PORTRAIT, SPEECH, Server, Visitor, start_server, wait_until
+from visiting import PORTRAIT, SPEECH, Server, Visitor, slowed, wait_until
 
 Visit = Callable[..., Visitor]
 DROP = """([files, type]) => {
@@ -35,19 +35,11 @@ Object.defineProperty(document, "hidden", { get: () => true });
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose runs survive a reload, but end soon after a test has left them."""
-    running = start_server(tmp_path_factory.mktemp("jobs"), "--keep-running", "0.3")
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
 def takes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Five recordings; the first is long, so there is time to look at the others while it is made."""
+    """Five recordings, the first of which takes longer."""
     sound, rate = soundfile.read(SPEECH)
     folder, made = tmp_path_factory.mktemp("takes"), []
-    for number, seconds in enumerate((12, 2, 2, 2, 2)):
+    for number, seconds in enumerate((8, 1, 1, 1, 1)):
         made.append(folder / f"take {number}.wav")
         soundfile.write(made[-1], sound[: seconds * rate], rate)
     return made
@@ -101,19 +93,20 @@ def drag_to_the_front(page: Page, number: int) -> None:
 
 
 @pytest.mark.slow
-def test_five_dropped_recordings_become_five_videos(jobs: Server, visit: Visit, takes: list[Path]):
-    before = len(jobs.videos())
-    visitor = visit(jobs.url)
+def test_five_dropped_recordings_become_five_videos(plain: Server, visit: Visit, takes: list[Path]):
+    before = len(plain.videos())
+    visitor = visit(plain.url)
     page = visitor.page
     choose_portrait(page)
     files = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in takes]
-    page.evaluate(DROP, [files, "audio/wav"])
-    expect(page.locator(".job")).to_have_count(5)
-    in_queue(page, 1, 2, 3, 4)
-    visitor.wait_state("running")
+    with slowed(plain):
+        page.evaluate(DROP, [files, "audio/wav"])
+        expect(page.locator(".job")).to_have_count(5)
+        in_queue(page, 1, 2, 3, 4)
+        visitor.wait_state("running")
     page.wait_for_function("document.querySelector('#live video')?.currentTime > 0.2")
     expect(page.locator('.job[data-state="done"]')).to_have_count(5, timeout=240_000)
-    assert len(jobs.videos()) == before + 5
+    assert len(plain.videos()) == before + 5
     links = page.locator(".job a[download]")
     names = {links.nth(at).get_attribute("download") for at in range(5)}
     assert names == {f"astronaut-take {number}.mp4" for number in range(5)}
@@ -126,70 +119,72 @@ def test_five_dropped_recordings_become_five_videos(jobs: Server, visit: Visit, 
     page.locator(".job [data-action=dismiss]").first.click()
     expect(page.locator(".job")).to_have_count(4)
     assert visitor.errors == []
-    wait_until(lambda: not jobs.leftovers(), "temporary files are gone")
+    wait_until(lambda: not plain.leftovers(), "temporary files are gone")
 
 
 @pytest.mark.slow
-def test_the_queue_is_reordered_by_keyboard_and_by_dragging(
-    jobs: Server, visit: Visit, takes: list[Path], long_speech: Path
-):
-    visitor = visit(jobs.url)
+def test_the_queue_is_reordered_by_keyboard_and_by_dragging(plain: Server, visit: Visit, takes: list[Path]):
+    visitor = visit(plain.url)
     page = visitor.page
     choose_portrait(page)
-    queue_files(page, [long_speech, *takes[1:]])  # a minute of time
-    in_queue(page, 1, 2, 3, 4)
-    page.get_by_role("button", name="Move up: astronaut · take 4").focus()
-    page.keyboard.press("Enter")
-    in_queue(page, 1, 2, 4, 3)
-    focused = page.evaluate("[document.activeElement.dataset.action, document.activeElement.ariaLabel]")
-    assert focused == ["up", "Move up: astronaut · take 4"], "the keyboard stays with its job"
-    page.keyboard.press("Enter")
-    in_queue(page, 1, 4, 2, 3)
-    page.get_by_role("button", name="Move down: astronaut · take 1").click()
-    in_queue(page, 4, 1, 2, 3)
-    drag_to_the_front(page, 3)
-    in_queue(page, 3, 4, 1, 2)
-    page.reload()
-    in_queue(page, 3, 4, 1, 2)
-    clear(page)
+    with slowed(plain):
+        queue_files(page, takes)
+        in_queue(page, 1, 2, 3, 4)
+        page.get_by_role("button", name="Move up: astronaut · take 4").focus()
+        page.keyboard.press("Enter")
+        in_queue(page, 1, 2, 4, 3)
+        focused = page.evaluate("[document.activeElement.dataset.action, document.activeElement.ariaLabel]")
+        assert focused == ["up", "Move up: astronaut · take 4"], "the keyboard stays with its job"
+        page.keyboard.press("Enter")
+        in_queue(page, 1, 4, 2, 3)
+        page.get_by_role("button", name="Move down: astronaut · take 1").click()
+        in_queue(page, 4, 1, 2, 3)
+        drag_to_the_front(page, 3)
+        in_queue(page, 3, 4, 1, 2)
+        page.reload()
+        in_queue(page, 3, 4, 1, 2)
+        clear(page)
     assert waiting(page) == []
 
 
 @pytest.mark.slow
-def test_a_stopped_job_is_resumed_from_the_panel(jobs: Server, visit: Visit, half_minute: Path):
-    visitor = visit(jobs.url)
+def test_a_stopped_job_is_resumed_from_the_panel(plain: Server, visit: Visit, takes: list[Path]):
+    visitor = visit(plain.url)
     page = visitor.page
-    visitor.choose(speech=half_minute)
-    visitor.generate()
-    page.wait_for_function("document.querySelector('#live video')?.currentTime > 0.2")
-    page.click('.job[data-state="running"] [data-action=stop]')
-    visitor.wait_state("stopped")
-    page.click('.job[data-state="stopped"] [data-action=resume]')
-    visitor.wait_state("running")
-    expect(page.locator('.job[data-state="running"]')).to_have_count(1)
+    visitor.choose(speech=takes[0])
+    with slowed(plain):
+        visitor.generate()
+        page.wait_for_function("document.querySelector('#live video')?.currentTime > 0.2")
+        page.click('.job[data-state="running"] [data-action=stop]')
+        visitor.wait_state("stopped")
+    with slowed(plain):
+        page.click('.job[data-state="stopped"] [data-action=resume]')
+        visitor.wait_state("running")
+        expect(page.locator('.job[data-state="running"]')).to_have_count(1)
     page.wait_for_function("document.querySelector('#live video')?.currentTime > 0.2")
     expect(page.locator('.job[data-state="done"]')).to_have_count(1, timeout=120_000)
     expect(page.locator(".job")).to_have_count(1)
 
 
-def test_two_visitors_never_see_each_others_jobs(jobs: Server, visit: Visit, takes: list[Path]):
-    one, other = visit(jobs.url), visit(jobs.url)
-    for visitor, files in ((one, takes[:3]), (other, takes[3:])):
-        choose_portrait(visitor.page)
-        queue_files(visitor.page, files)
-        expect(visitor.page.locator(".job")).to_have_count(len(files))
-    one.page.reload()
-    other.page.reload()
-    expect(one.page.locator(".job")).to_have_count(3)
-    expect(other.page.locator(".job")).to_have_count(2)
-    assert not re.search(r"take [34]", one.page.inner_text("#jobs"))
-    assert not re.search(r"take [012]", other.page.inner_text("#jobs"))
-    clear(other.page)
-    clear(one.page)
+def test_two_visitors_never_see_each_others_jobs(plain: Server, visit: Visit, takes: list[Path]):
+    one, other = visit(plain.url), visit(plain.url)
+    with slowed(plain):
+        for visitor, files in ((one, takes[:3]), (other, takes[3:])):
+            choose_portrait(visitor.page)
+            queue_files(visitor.page, files)
+            expect(visitor.page.locator(".job")).to_have_count(len(files))
+        one.page.reload()
+        other.page.reload()
+        expect(one.page.locator(".job")).to_have_count(3)
+        expect(other.page.locator(".job")).to_have_count(2)
+        assert not re.search(r"take [34]", one.page.inner_text("#jobs"))
+        assert not re.search(r"take [012]", other.page.inner_text("#jobs"))
+        clear(other.page)
+        clear(one.page)
 
 
-def test_a_hidden_page_notifies_when_it_was_asked_to(jobs: Server, visit: Visit, takes: list[Path]):
-    visitor = visit(jobs.url)
+def test_a_hidden_page_notifies_when_it_was_asked_to(plain: Server, visit: Visit, takes: list[Path]):
+    visitor = visit(plain.url)
     page = visitor.page
     page.evaluate(f"() => {{ {RECORDER} }}")
     choose_portrait(page)
@@ -211,20 +206,23 @@ def test_a_hidden_page_notifies_when_it_was_asked_to(jobs: Server, visit: Visit,
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "locale"), [(390, "en-US"), (390, "zh-CN"), (1440, "zh-CN")])
 def test_the_panel_fits_and_speaks_chinese(
-    jobs: Server, visit: Visit, takes: list[Path], width: int, locale: str
+    plain: Server, visit: Visit, takes: list[Path], width: int, locale: str
 ):
-    page = visit(jobs.url, viewport={"width": width, "height": 844}, locale=locale).page
+    page = visit(plain.url, viewport={"width": width, "height": 844}, locale=locale).page
     choose_portrait(page)
-    queue_files(page, takes[:3])
-    expect(page.locator(".job")).to_have_count(3)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    words = ("任务", "移除", "下一个就是您。") if locale == "zh-CN" else ("Jobs", "Remove", "You are next.")
-    for word in words:
-        expect(page.locator("#jobs")).to_contain_text(word)
-    boxes = "all.map(one => one.getBoundingClientRect())"
-    sizes = f"all => {boxes}.map(box => [box.left, box.right, box.width, box.height])"
-    buttons = page.locator(".job-buttons > *").evaluate_all(sizes)  # in one call: the panel is redrawn
-    assert buttons
-    assert all(0 <= left <= right <= width for left, right, *_ in buttons)
-    assert width > 390 or min(min(button[2:]) for button in buttons) >= 38, "for a thumb"
-    clear(page)
+    with slowed(plain):
+        queue_files(page, takes[:3])
+        expect(page.locator(".job")).to_have_count(3)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        words = (
+            ("任务", "移除", "下一个就是您。") if locale == "zh-CN" else ("Jobs", "Remove", "You are next.")
+        )
+        for word in words:
+            expect(page.locator("#jobs")).to_contain_text(word)
+        boxes = "all.map(one => one.getBoundingClientRect())"
+        sizes = f"all => {boxes}.map(box => [box.left, box.right, box.width, box.height])"
+        buttons = page.locator(".job-buttons > *").evaluate_all(sizes)  # in one call: the panel is redrawn
+        assert buttons
+        assert all(0 <= left <= right <= width for left, right, *_ in buttons)
+        assert width > 390 or min(min(button[2:]) for button in buttons) >= 38, "for a thumb"
+        clear(page)

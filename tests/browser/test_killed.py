@@ -13,31 +13,26 @@ from pathlib import Path
 import psutil
 import pytest
 from gradio_client import Client, handle_file
-from visiting import PATIENCE_MS, PORTRAIT, Server, Visitor, start_server, wait_until
+from visiting import (
+    ENGINE,
+    PATIENCE_MS,
+    PORTRAIT,
+    Server,
+    Visitor,
+    processes,
+    start_server,
+    wait_until,
+)
 
 log = logging.getLogger(__name__)
 
 NUM_KILLS = int(os.environ.get("AVATAR_TEST_KILLS", "2"))
 LONGEST_S = 3.0  # from the press to the kill
-ENGINE, RANK = "avatar.runtime.engine_process", "avatar.distributed.rank_process"
+RANK = "avatar.distributed.rank_process"
 FRAME_S = 0.04
 PLAYER_S = 0.1  # how far a player's clock may be ahead of the picture
 
 Visit = Callable[..., Visitor]
-
-
-def processes(server: Server, module: str = "") -> list[psutil.Process]:
-    """The server's children that run a module, or all of them."""
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    return [child for child in children if not module or module in command_of(child)]
-
-
-def command_of(process: psutil.Process) -> list[str]:
-    """A process's command line; [] if it has just ended, as ffmpeg's do."""
-    try:
-        return process.cmdline()
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return []
 
 
 def kill_one(server: Server, module: str) -> None:
@@ -121,11 +116,11 @@ def test_the_page_killed(
             children = processes(server)
             server.process.kill()
             server.process.wait()
-            visitor.context.close()
+            visitor.page.close()
             server = start_server(tmp_path, "--preset", small_preset)
             _, left = psutil.wait_procs(children, timeout=40)
             assert not left, "the processes of a page that is gone are gone, too"
-            visit(server.url).context.close()  # opening a page makes the gallery read its folder again
+            visit(server.url).page.close()  # opening a page makes the gallery read its folder again
             wait_until(
                 lambda server=server, before=before, shown=shown: kept_s(server, before) >= shown - PLAYER_S,
                 "what was shown is kept",

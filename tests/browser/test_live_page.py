@@ -7,21 +7,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import av
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import Browser
 from visiting import (
     PATIENCE_MS,
     PORTRAIT,
     ROOT,
     SPEECH,
-    Server,
+    Contexts,
     Visitor,
     open_page,
-    start_server,
+    wait_until,
 )
 
 NO_WEBRTC = "delete window.RTCPeerConnection"
@@ -30,15 +30,8 @@ PLAYS = "document.querySelector('#live-video')?.getVideoPlaybackQuality().totalV
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Server]:
-    running = start_server(tmp_path_factory.mktemp("live"), "--preset", "cpu-preview")
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def speaking(launch, tmp_path_factory) -> Iterator[Browser]:
-    """A browser whose microphone hears speech, over and over."""
+def speaking(launch, tmp_path_factory) -> Iterator[Contexts]:
+    """Contexts of a browser whose microphone hears speech, over and over."""
     sound, rate = soundfile.read(SPEECH)
     path = tmp_path_factory.mktemp("microphone") / "speech.wav"
     soundfile.write(path, np.concatenate([sound[: 4 * rate], np.zeros(2 * rate)]), rate)
@@ -47,40 +40,41 @@ def speaking(launch, tmp_path_factory) -> Iterator[Browser]:
         "--use-fake-ui-for-media-stream",
         f"--use-file-for-fake-audio-capture={path}",
     )
-    yield launched
+    yield Contexts(launched)
     launched.close()
 
 
 @pytest.fixture
-def refusing(launch) -> Iterator[Browser]:
-    """A browser that grants nobody its microphone."""
+def refusing(launch) -> Iterator[Contexts]:
+    """Contexts of a browser that grants nobody its microphone."""
     launched = launch("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream=deny")
-    yield launched
+    yield Contexts(launched)
     launched.close()
 
 
 @pytest.fixture
 def visit(server, speaking) -> Iterator[Callable[..., Visitor]]:
     """A function that opens the page at its tab Live."""
-    visitors: list[Visitor] = []
+    with ExitStack() as visitors:
 
-    def visit_live(script: str = "", browser: Browser = speaking, **options) -> Visitor:
-        visitor = open_page(browser, f"{server.url}/?live", **options)
-        visitors.append(visitor)
-        visitor.page.wait_for_selector(".live-go", state="visible")
-        if script:
-            visitor.page.evaluate(script)
-        visitor.page.set_input_files("#portrait input[type=file]", PORTRAIT)
-        visitor.page.wait_for_selector("#portrait img")
-        return visitor
+        def visit_live(script: str = "", contexts: Contexts = speaking, **options) -> Visitor:
+            visitor = visitors.enter_context(open_page(contexts, f"{server.url}/?live", **options))
+            visitors.callback(leave, visitor)
+            visitor.page.wait_for_selector(".live-go", state="visible")
+            if script:
+                visitor.page.evaluate(script)
+            visitor.page.set_input_files("#portrait input[type=file]", PORTRAIT)
+            visitor.page.wait_for_selector("#portrait img")
+            return visitor
 
-    yield visit_live
-    for visitor in visitors:
-        if visitor.page.is_closed():
-            continue
+        yield visit_live
+
+
+def leave(visitor: Visitor) -> None:
+    """End the session, if there is one."""
+    if not visitor.page.is_closed():
         visitor.page.evaluate("window.liveSession?.token && document.querySelector('.live-go').click()")
-        visitor.page.wait_for_timeout(300)
-        visitor.context.close()
+        visitor.page.wait_for_function("!window.liveSession?.token")
 
 
 def go(visitor: Visitor, mode: str = "mirror", frames: int = 10) -> None:
@@ -205,7 +199,7 @@ def test_after_five_silent_seconds_the_portrait_moves_on(visit, server, script):
 
 
 def test_a_refused_microphone_is_reported_and_the_session_goes_on(visit, refusing):
-    visitor = visit(browser=refusing)
+    visitor = visit(contexts=refusing)
     go(visitor)
     visitor.page.wait_for_selector(".live-notice:visible")
     assert "denied the microphone" in visitor.page.inner_text(".live-notice")
@@ -276,14 +270,16 @@ def test_a_reloaded_page_can_go_live_again(visit, script):
 
 
 def test_a_recording_appears_in_the_gallery(visit, server):
-    visitor = visit()
+    visitor, before = visit(), server.videos()
     go(visitor)
     visitor.page.click('[data-do="record"]')
     visitor.page.wait_for_selector('[data-do="record"][aria-pressed="true"]')
     visitor.page.wait_for_timeout(1500)
     visitor.page.click('[data-do="record"]')
-    visitor.page.wait_for_selector("#gallery .video", timeout=PATIENCE_MS)
-    with av.open(str(server.videos()[-1])) as movie:
+    wait_until(lambda: len(server.videos()) > len(before), "the recording is kept")
+    [video] = [path for path in server.videos() if path not in before]
+    visitor.page.wait_for_selector(f'#gallery .video [data-id="{video.parent.name}"]')
+    with av.open(str(video)) as movie:
         assert movie.duration / av.time_base > 0.5
 
 
@@ -298,22 +294,22 @@ def test_modes_are_chosen_by_arrow_keys(visit):
     assert "--chat-url" in page.inner_text('[data-for="talk"]')
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_tab_fits_a_phone_in_chinese(visit, scheme):
-    options = {"viewport": {"width": 360, "height": 740}, "locale": "zh-CN", "color_scheme": scheme}
-    visitor = visit(**options)
+def test_the_tab_fits_a_phone_in_chinese(visit):
+    visitor = visit(viewport={"width": 360, "height": 740}, locale="zh-CN")
     go(visitor)
     page = visitor.page
     assert page.inner_text(".live-go") == "结束"
     assert not re.search(r"[A-Za-z]{4,}", page.inner_text(".live-modes"))
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    page.evaluate("document.querySelector('.live-state').scrollIntoView({ block: 'nearest' })")
-    stage, said = (page.locator(part).bounding_box() for part in ("#stage", ".live-state"))
-    assert 0 <= stage["y"] < stage["y"] + stage["height"] <= said["y"], "who speaks stays above what is said"
-    assert stage["height"] <= 0.56 * 740
-    shown = "[...document.querySelectorAll('.live button')].filter(b => b.offsetParent)"
-    low = f"{shown}.filter(b => b.offsetHeight < 40).length"
-    assert page.evaluate(low) == 0
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.evaluate("document.querySelector('.live-state').scrollIntoView({ block: 'nearest' })")
+        stage, said = (page.locator(part).bounding_box() for part in ("#stage", ".live-state"))
+        assert 0 <= stage["y"] < stage["y"] + stage["height"] <= said["y"], "who speaks stays above the words"
+        assert stage["height"] <= 0.56 * 740
+        shown = "[...document.querySelectorAll('.live button')].filter(b => b.offsetParent)"
+        low = f"{shown}.filter(b => b.offsetHeight < 40).length"
+        assert page.evaluate(low) == 0
 
 
 @pytest.mark.slow

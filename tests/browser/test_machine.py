@@ -42,9 +42,8 @@ def right_end(bars: Locator) -> float:
     return box["x"] + box["width"]
 
 
-@pytest.mark.parametrize("width", [390, 1440])
-def test_a_row_for_each_gpu_the_host_and_pinned_memory(machine: Server, visit: Visit, width: int):
-    page = visit(machine.url, viewport={"width": width, "height": 900}).page
+def test_a_row_for_each_gpu_the_host_and_pinned_memory(machine: Server, visit: Visit):
+    page = visit(machine.url, viewport={"width": 390, "height": 900}).page
     rows = page.locator("#gauges .gauge")
     expect(rows).to_have_count(7)
     first = rows.nth(0).inner_text()
@@ -54,13 +53,15 @@ def test_a_row_for_each_gpu_the_host_and_pinned_memory(machine: Server, visit: V
         assert words in first
     assert "others 2.0" in rows.nth(2).inner_text(), "the test is none of the server's processes"
     assert "Pinned memory" in rows.nth(6).inner_text()
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    chip, brand = page.locator(".machine-chip").bounding_box(), page.locator(".brand").bounding_box()
-    assert chip is not None
-    assert brand is not None
-    assert brand["height"] < 30, "one line"
-    assert brand["x"] + brand["width"] < chip["x"]
-    assert chip["x"] + chip["width"] <= width
+    for width in (390, 1440):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        chip, brand = page.locator(".machine-chip").bounding_box(), page.locator(".brand").bounding_box()
+        assert chip is not None
+        assert brand is not None
+        assert brand["height"] < 30, "one line"
+        assert brand["x"] + brand["width"] < chip["x"]
+        assert chip["x"] + chip["width"] <= width
 
 
 def test_the_plan_is_drawn_against_what_is_free_before_anything_runs(machine: Server, visit: Visit):

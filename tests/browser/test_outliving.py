@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
-from visiting import ROOT, Server, Visitor, start_server, wait_until
+from visiting import Server, Visitor, slowed, wait_until
 
 Visit = Callable[..., Visitor]
 PLAYING = "document.querySelector('#live video')?.currentTime > 0.2"
 DECODED = """(() => { const v = document.querySelector('#live video');
   return v ? [v.webkitAudioDecodedByteCount, v.webkitDecodedFrameCount, v.currentTime] : [0, 0, 0]; })()"""
 OFFLINE_S = 20
-LARGE = "1280*720"  # the most that the preview makes
-
-
-@pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that makes large pictures, so that there is time to leave and come back."""
-    folder = tmp_path_factory.mktemp("slow")
-    preset = folder / "large.toml"
-    text = (ROOT / "presets" / "cpu-preview.toml").read_text()
-    assert "704*704" in text
-    preset.write_text(text.replace("704*704", LARGE))
-    running = start_server(folder / "server", "--preset", str(preset))
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def keeping(tmp_path_factory: pytest.TempPathFactory, small_preset: str) -> Iterator[Server]:
-    """A server whose runs go on without a page, the default if only this machine can reach it."""
-    running = start_server(tmp_path_factory.mktemp("keeping"), "--preset", small_preset)
-    yield running
-    running.stop()
 
 
 def share(page: Page) -> float:
@@ -82,19 +60,20 @@ def about(server: Server) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("made", [0.3, pytest.param(0.6, marks=pytest.mark.slow)])
-def test_a_reload_goes_on_where_the_run_is(slow: Server, visit: Visit, half_minute: Path, made: float):
-    before = len(slow.videos())
-    visitor = visit(slow.url)
-    begin(visitor, half_minute, made)
-    visitor.page.reload()
-    assert_plays_on(visitor, half_minute)
-    assert share(visitor.page) >= made
+def test_a_reload_goes_on_where_the_run_is(keeping: Server, visit: Visit, half_minute: Path, made: float):
+    before = len(keeping.videos())
+    visitor = visit(keeping.url)
+    with slowed(keeping):
+        begin(visitor, half_minute, made)
+        visitor.page.reload()
+        assert_plays_on(visitor, half_minute)
+        assert share(visitor.page) >= made
     visitor.page.wait_for_selector('#status .status[data-state="done"]', timeout=120_000)
     visitor.show_finished()
-    assert len(slow.videos()) == before + 1
-    assert not about(slow)[-1]["stopped"], "it was made once, and whole"
+    assert len(keeping.videos()) == before + 1
+    assert not about(keeping)[-1]["stopped"], "it was made once, and whole"
     assert visitor.errors == []
-    wait_until(lambda: not slow.leftovers(), "temporary files are gone")
+    wait_until(lambda: not keeping.leftovers(), "temporary files are gone")
 
 
 def test_a_reload_after_the_end_shows_the_finished_video(keeping: Server, visit: Visit, short_speech: Path):
@@ -114,46 +93,49 @@ def test_a_reload_after_the_end_shows_the_finished_video(keeping: Server, visit:
 
 
 @pytest.mark.slow
-def test_the_network_goes_for_a_while(slow: Server, visit: Visit, long_speech: Path):
-    before = len(slow.videos())
-    visitor = visit(slow.url)
-    begin(visitor, long_speech)
-    visitor.context.set_offline(True)
-    visitor.page.wait_for_timeout(1000 * OFFLINE_S)
-    assert len(slow.videos()) == before, "it goes on meanwhile"
-    with visitor.page.expect_event("load"):  # the page comes back by itself
-        visitor.context.set_offline(False)
-    assert_plays_on(visitor, long_speech)
-    visitor.page.click("#stop:enabled")
-    visitor.wait_state("stopped")
-    assert len(slow.videos()) == before + 1
+def test_the_network_goes_for_a_while(keeping: Server, visit: Visit, long_speech: Path):
+    before = len(keeping.videos())
+    visitor = visit(keeping.url)
+    with slowed(keeping, 1 / 25):
+        begin(visitor, long_speech)
+        visitor.context.set_offline(True)
+        visitor.page.wait_for_timeout(1000 * OFFLINE_S)
+        assert len(keeping.videos()) == before, "it goes on meanwhile"
+        with visitor.page.expect_event("load"):  # the page comes back by itself
+            visitor.context.set_offline(False)
+        assert_plays_on(visitor, long_speech)
+        visitor.page.click("#stop:enabled")
+        visitor.wait_state("stopped")
+    assert len(keeping.videos()) == before + 1
 
 
 @pytest.mark.slow
-def test_a_second_tab_sees_the_same_run_and_a_stranger_none(slow: Server, visit: Visit, long_speech: Path):
-    visitor, stranger = visit(slow.url), visit(slow.url)
-    begin(visitor, long_speech)
-    second = visitor.context.new_page()
-    second.goto(slow.url)
-    assert_plays_on(Visitor(second, visitor.context, []), long_speech)
-    stranger.page.reload()
-    stranger.page.wait_for_selector("#gauges .gauge")
-    stranger.page.wait_for_timeout(2000)
-    stranger.wait_state("idle")
-    assert stranger.page.is_disabled("#stop")
-    assert stranger.page.locator("#portrait img").count() == 0
-    second.click("#stop:enabled")
-    visitor.wait_state("stopped")
+def test_a_second_tab_sees_the_same_run_and_a_stranger_none(keeping: Server, visit: Visit, half_minute: Path):
+    visitor, stranger = visit(keeping.url), visit(keeping.url)
+    with slowed(keeping):
+        begin(visitor, half_minute)
+        second = visitor.context.new_page()
+        second.goto(keeping.url)
+        assert_plays_on(Visitor(second, visitor.context, []), half_minute)
+        stranger.page.reload()
+        stranger.page.wait_for_selector("#gauges .gauge")
+        stranger.page.wait_for_timeout(2000)
+        stranger.wait_state("idle")
+        assert stranger.page.is_disabled("#stop")
+        assert stranger.page.locator("#portrait img").count() == 0
+        second.click("#stop:enabled")
+        visitor.wait_state("stopped")
     Visitor(second, visitor.context, []).wait_state("stopped")
     assert visitor.page.is_enabled("#generate")
 
 
 @pytest.mark.slow
-def test_a_closed_tab_leaves_its_run_to_the_end(keeping: Server, visit: Visit, long_speech: Path):
+def test_a_closed_tab_leaves_its_run_to_the_end(keeping: Server, visit: Visit, half_minute: Path):
     before = keeping.videos()
     visitor = visit(keeping.url)
-    begin(visitor, long_speech)
-    visitor.page.close()
+    with slowed(keeping):
+        begin(visitor, half_minute)
+        visitor.page.close()
     wait_until(lambda: len(keeping.videos()) == len(before) + 1, "it is made", 300)
     [video] = [path for path in keeping.videos() if path not in before]
     assert not json.loads((video.parent / "about.json").read_text())["stopped"]
@@ -164,12 +146,13 @@ def test_a_closed_tab_leaves_its_run_to_the_end(keeping: Server, visit: Visit, l
 
 
 @pytest.mark.slow
-def test_on_a_phone_a_reload_goes_on(slow: Server, visit: Visit, long_speech: Path):
-    visitor = visit(slow.url, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
-    begin(visitor, long_speech)
-    visitor.page.reload()
-    assert_plays_on(visitor, long_speech)
-    assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 390
-    expect(visitor.page.locator("#stop")).to_be_in_viewport()
-    visitor.page.click("#stop:enabled")
-    visitor.wait_state("stopped")
+def test_on_a_phone_a_reload_goes_on(keeping: Server, visit: Visit, half_minute: Path):
+    visitor = visit(keeping.url, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    with slowed(keeping):
+        begin(visitor, half_minute)
+        visitor.page.reload()
+        assert_plays_on(visitor, half_minute)
+        assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 390
+        expect(visitor.page.locator("#stop")).to_be_in_viewport()
+        visitor.page.click("#stop:enabled")
+        visitor.wait_state("stopped")

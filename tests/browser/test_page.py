@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 from visiting import Server, Visitor, start_server, wait_until
 
 from avatar.runtime.report import read_report
@@ -23,14 +23,6 @@ def make_video(visitor: Visitor) -> None:
     visitor.page.wait_for_function("document.querySelector('#live video')?.currentTime > 0.2")
     visitor.page.click("#stop:enabled")
     visitor.wait_state("stopped", "done")
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that was given no options."""
-    running = start_server(tmp_path_factory.mktemp("plain"))
-    yield running
-    running.stop()
 
 
 def test_auto_is_chosen_and_resolves_to_the_preview(plain: Server, visit: Visit):
@@ -55,8 +47,9 @@ def test_a_preset_fills_the_settings_and_they_survive_a_reload(server: Server, v
     page.wait_for_selector("#advanced >> text=Sampling steps")
     expect(page.locator('#advanced [aria-label="Size (width*height)"]')).to_have_value("688*368")
     expect(page.locator("#plan")).to_contain_text("cannot run here")
-    page.locator("#prompt textarea").press_sequentially("A warm voice")
-    page.wait_for_timeout(3000)
+    with page.expect_response(lambda answer: "A warm voice" in (answer.request.post_data or "")):
+        page.locator("#prompt textarea").press_sequentially("A warm voice")
+    page.wait_for_timeout(500)  # the browser stores the answer, encrypted
     page.reload()
     page.wait_for_selector('.card[data-id="4x4090-low-vram"][aria-checked="true"]', state="attached")
     expect(page.locator("#prompt textarea")).to_have_value("A warm voice")
@@ -83,14 +76,15 @@ def test_chinese(server: Server, visit: Visit):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1440])
-def test_fits_and_can_be_read(server: Server, visit: Visit, width: int, scheme: str):
-    page = visit(server.url, viewport={"width": width, "height": 844}, color_scheme=scheme).page
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    colours = "(e => [getComputedStyle(e).color, getComputedStyle(document.body).backgroundColor])"
-    ink, paper = page.eval_on_selector("#hero h1", colours)
-    assert contrast(ink, paper) > 7
-    assert (luminance(paper) < 0.1) == (scheme == "dark")
+def test_fits_and_can_be_read(server: Server, visit: Visit, scheme: str):
+    page = visit(server.url, viewport={"width": 390, "height": 844}, color_scheme=scheme).page
+    for width in (390, 1440):
+        page.set_viewport_size({"width": width, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        colours = "(e => [getComputedStyle(e).color, getComputedStyle(document.body).backgroundColor])"
+        ink, paper = page.eval_on_selector("#hero h1", colours)
+        assert contrast(ink, paper) > 7
+        assert (luminance(paper) < 0.1) == (scheme == "dark")
 
 
 def test_by_keyboard(plain: Server, visit: Visit):
@@ -111,8 +105,8 @@ def test_by_keyboard(plain: Server, visit: Visit):
     assert wanted <= reached
 
 
-def test_nothing_comes_from_elsewhere(server: Server, browser):
-    context = browser.new_context()
+def test_nothing_comes_from_elsewhere(server: Server, browser: Browser):
+    context = browser.new_context()  # with nothing in its cache
     page = context.new_page()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -149,16 +143,16 @@ def test_the_gallery_tells_how_a_video_was_made(plain: Server, visit: Visit, wid
 
 
 @pytest.mark.slow
-def test_the_gallery_survives_a_restart(visit: Visit, tmp_path: Path):
+def test_the_gallery_survives_a_restart(visit: Visit, tmp_path: Path, small_preset: str):
     outputs = tmp_path / "outputs"
-    first = start_server(tmp_path / "first", outputs=outputs)
+    first = start_server(tmp_path / "first", "--preset", small_preset, outputs=outputs)
     try:
         make_video(visit(first.url))
         [video] = first.videos()
     finally:
         first.stop()
     assert not list((tmp_path / "first" / "tmp").glob("live-avatar-*")), "temporary files are gone at the end"
-    second = start_server(tmp_path / "second", outputs=outputs)
+    second = start_server(tmp_path / "second", "--preset", small_preset, outputs=outputs)
     try:
         page = visit(second.url).page
         card = page.locator(".video")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,15 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     soundfile.write(folder / "talk.wav", np.stack(voices, axis=1), 16_000)
     (folder / "turns.txt").write_text("0 1 Anna\n1 2 Ben\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def self_testing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the full engine with the self-test's toy weights."""
+    folder = tmp_path_factory.mktemp("self-test")
+    running = start_server(folder, "--keep-running", "0", "--preset", "self-test")
+    yield running
+    running.stop()
 
 
 def opened(visit: Visit, server: Server, given: Path, way: str) -> Visitor:
@@ -113,70 +122,62 @@ def test_one_face_has_no_such_section(server: Server, visit: Visit, given: Path)
     page.wait_for_selector("#speakers", state="hidden")
 
 
-def test_areas_are_drawn_for_the_full_model(visit: Visit, given: Path, tmp_path: Path):
-    running = start_server(tmp_path, "--keep-running", "0", "--preset", "self-test")
-    try:
-        before = set(running.videos())
-        visitor = opened(visit, running, given, "Each face its own recording")
-        page = visitor.page
-        page.get_by_label("In a box that you draw", exact=True).check()
-        page.get_by_role("checkbox", name="Area of face 2").check()
-        area = page.locator(".area:visible")
-        box = area.bounding_box()
-        area.focus()
-        for _ in range(3):
-            page.keyboard.press("ArrowUp")
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        page.mouse.down()
-        page.mouse.move(box["x"] + box["width"] / 2 - 30, box["y"] + box["height"] / 2, steps=4)
-        page.mouse.up()
-        assert area.bounding_box()["x"] == pytest.approx(box["x"] - 30, abs=3)
-        assert area.bounding_box()["y"] < box["y"]
-        for n, name in ((1, "b.wav"), (2, "a.wav")):
-            page.set_input_files(f"#speaker-audio-{n} input[type=file]", given / name)
-            page.wait_for_selector(f"#speaker-audio-{n} .waveform-container", state="attached")
-        visitor.generate()
-        first, second = report_of(running, before).speakers
-        assert first.mask is None
-        picture = page.locator(".areas .points-picture").bounding_box()
-        left = (area.bounding_box()["x"] - picture["x"]) / picture["width"]
-        assert second.mask[0] == pytest.approx(left, abs=0.01)
-    finally:
-        running.stop()
+def test_areas_are_drawn_for_the_full_model(self_testing: Server, visit: Visit, given: Path):
+    before = set(self_testing.videos())
+    visitor = opened(visit, self_testing, given, "Each face its own recording")
+    page = visitor.page
+    page.get_by_label("In a box that you draw", exact=True).check()
+    page.get_by_role("checkbox", name="Area of face 2").check()
+    area = page.locator(".area:visible")
+    box = area.bounding_box()
+    area.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowUp")
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2 - 30, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    assert area.bounding_box()["x"] == pytest.approx(box["x"] - 30, abs=3)
+    assert area.bounding_box()["y"] < box["y"]
+    for n, name in ((1, "b.wav"), (2, "a.wav")):
+        page.set_input_files(f"#speaker-audio-{n} input[type=file]", given / name)
+        page.wait_for_selector(f"#speaker-audio-{n} .waveform-container", state="attached")
+    visitor.generate()
+    first, second = report_of(self_testing, before).speakers
+    assert first.mask is None
+    picture = page.locator(".areas .points-picture").bounding_box()
+    left = (area.bounding_box()["x"] - picture["x"]) / picture["width"]
+    assert second.mask[0] == pytest.approx(left, abs=0.01)
 
 
-def test_areas_are_painted_for_the_full_model(visit: Visit, given: Path, tmp_path: Path):
-    running = start_server(tmp_path, "--keep-running", "0", "--preset", "self-test")
-    try:
-        before = set(running.videos())
-        visitor = opened(visit, running, given, "Each face its own recording")
-        page = visitor.page
-        for n, name in ((1, "a.wav"), (2, "b.wav")):
-            page.set_input_files(f"#speaker-audio-{n} input[type=file]", given / name)
-            page.wait_for_selector(f"#speaker-audio-{n} .waveform-container", state="attached")
-        page.get_by_label("Where you paint", exact=True).check()
-        page.wait_for_selector("#speakers-masks canvas")
-        page.wait_for_selector('#speakers-masks button[aria-label="Color"]')
-        page.wait_for_timeout(1000)  # the editor lays the portrait out
-        paint(page, 0, 0.2)
-        paint(page, 1, 0.8)
-        visitor.generate()
-        first, second = report_of(running, before).speakers
-        assert (first.name, second.name) == ("a.wav", "b.wav")
-        assert first.painted
-        assert second.painted
-        uploaded = running.scratch.rglob("layer_0.png")  # by the editor, for each event that reads it
-        painting = max(uploaded, key=lambda path: path.stat().st_mtime)
-        rgba = np.asarray(Image.open(painting).convert("RGBA"))
-        left, right = (of_brush(rgba, brush) > 0 for brush in (0, 1))
-        middle = rgba.shape[1] // 2
-        assert rgba.shape[1] / rgba.shape[0] == pytest.approx(2, abs=0.02), "the portrait's shape"
-        assert left.mean() > 0.005 < right.mean()
-        assert not left[:, middle:].any()
-        assert not right[:, :middle].any()
-        assert visitor.errors == []
-    finally:
-        running.stop()
+def test_areas_are_painted_for_the_full_model(self_testing: Server, visit: Visit, given: Path):
+    before = set(self_testing.videos())
+    visitor = opened(visit, self_testing, given, "Each face its own recording")
+    page = visitor.page
+    for n, name in ((1, "a.wav"), (2, "b.wav")):
+        page.set_input_files(f"#speaker-audio-{n} input[type=file]", given / name)
+        page.wait_for_selector(f"#speaker-audio-{n} .waveform-container", state="attached")
+    page.get_by_label("Where you paint", exact=True).check()
+    page.wait_for_selector("#speakers-masks canvas")
+    page.wait_for_selector('#speakers-masks button[aria-label="Color"]')
+    page.wait_for_timeout(1000)  # the editor lays the portrait out
+    paint(page, 0, 0.2)
+    paint(page, 1, 0.8)
+    visitor.generate()
+    first, second = report_of(self_testing, before).speakers
+    assert (first.name, second.name) == ("a.wav", "b.wav")
+    assert first.painted
+    assert second.painted
+    uploaded = self_testing.scratch.rglob("layer_0.png")  # by the editor, for each event that reads it
+    painting = max(uploaded, key=lambda path: path.stat().st_mtime)
+    rgba = np.asarray(Image.open(painting).convert("RGBA"))
+    left, right = (of_brush(rgba, brush) > 0 for brush in (0, 1))
+    middle = rgba.shape[1] // 2
+    assert rgba.shape[1] / rgba.shape[0] == pytest.approx(2, abs=0.02), "the portrait's shape"
+    assert left.mean() > 0.005 < right.mean()
+    assert not left[:, middle:].any()
+    assert not right[:, :middle].any()
+    assert visitor.errors == []
 
 
 def test_programs_name_speakers(server: Server, given: Path):

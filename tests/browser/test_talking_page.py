@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, expect
-from visiting import PORTRAIT, Server, open_page, start_server
+from playwright.sync_api import expect
+from visiting import PORTRAIT, Server, Visitor, start_server
 
 from tests.fixtures.speech_services import SpeechServices
+
+Visit = Callable[..., Visitor]
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +30,9 @@ def server(chat: SpeechServices, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
-def test_the_visitor_says_who_answers(chat: SpeechServices, server: Server, browser: Browser, locale: str):
+def test_the_visitor_says_who_answers(chat: SpeechServices, server: Server, visit: Visit, locale: str):
     phone = {"width": 390, "height": 844}
-    visitor = open_page(browser, f"{server.url}/?live", locale=locale, viewport=phone)
+    visitor = visit(f"{server.url}/?live", locale=locale, viewport=phone)
     page = visitor.page
     page.set_input_files("#portrait input[type=file]", PORTRAIT)
     page.wait_for_selector("#portrait img")
@@ -60,4 +62,3 @@ def test_the_visitor_says_who_answers(chat: SpeechServices, server: Server, brow
     page.click(".live-go")
     page.wait_for_function("!window.liveSession.token")
     assert visitor.errors == []
-    visitor.context.close()
