@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import count
 
 import av
 import numpy as np
@@ -26,6 +27,7 @@ from visiting import (
 
 NO_WEBRTC = "delete window.RTCPeerConnection"
 NEVER_CONNECTS = "RTCPeerConnection.prototype.setRemoteDescription = () => Promise.resolve()"
+ADDRESSES = (f"192.0.2.{number}" for number in count(1))  # one visitor may begin twelve sessions a minute
 PLAYS = "document.querySelector('#live-video')?.getVideoPlaybackQuality().totalVideoFrames > {count}"
 
 
@@ -60,6 +62,7 @@ def visit(server, speaking) -> Iterator[Callable[..., Visitor]]:
         def visit_live(script: str = "", contexts: Contexts = speaking, **options) -> Visitor:
             visitor = visitors.enter_context(open_page(contexts, f"{server.url}/?live", **options))
             visitors.callback(leave, visitor)
+            visitor.context.set_extra_http_headers({"X-Forwarded-For": next(ADDRESSES)})
             visitor.page.wait_for_selector(".live-go", state="visible")
             if script:
                 visitor.page.evaluate(script)
@@ -198,7 +201,7 @@ def test_after_five_silent_seconds_the_portrait_moves_on(visit, server, script):
     page.wait_for_function("/\\d+ ms/.test(document.querySelector('.live-state').textContent)")
 
 
-def test_a_refused_microphone_is_reported_and_the_session_goes_on(visit, refusing):
+def test_a_refused_microphone_is_reported_and_the_session_goes_on(refusing, visit):
     visitor = visit(contexts=refusing)
     go(visitor)
     visitor.page.wait_for_selector(".live-notice:visible")
