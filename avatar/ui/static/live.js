@@ -1,7 +1,7 @@
 // The tab Live: begins a session, plays it by WebRTC or, if that does not connect, as MP4 fragments over the
 // WebSocket; sends microphone sound, texts and button presses; shows what is said and the picture's latency.
 const webrtcGiveUpMs = 3000, socketFirstMs = 400, retryForMs = 30000, lateS = 0.4, marginS = 0.08;
-const jitterBufferMs = 100;  // sound and picture wait alike from the first second on, so that they stay together
+const jitterBufferMs = 60;  // sound and picture wait alike from the first second on, so that they stay together
 const live = { mode: "mirror", press: 0, saying: new Set() };
 window.liveSession = live;  // for tests and debugging
 
