@@ -14,6 +14,7 @@ from importlib import import_module
 from avatar.commands.output import show_error, tolerant_streams
 from avatar.commands.signals import ended_by_signals
 from avatar.errors import AvatarError, BadInput, Cancelled
+from avatar.runtime.child_process import gpu_environment
 
 COMMANDS = (
     *("generate", "speak", "voices", "live", "batch", "join", "compare", "compose"),
@@ -56,7 +57,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except BadInput as error:  # raised by a flag's own check
         show_error(error, as_json=False)
         return error.exit_code
-    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as in every subprocess; for `bench` and `worker`
+    os.environ.update(gpu_environment())  # as in every subprocess; for `bench` and `worker`
     level = logging.INFO if args.verbose else logging.ERROR
     clock = "%(asctime)s " if args.verbose else ""
     logging.basicConfig(level=level, format=f"{clock}%(levelname)s %(name)s: %(message)s")

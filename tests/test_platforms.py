@@ -18,7 +18,7 @@ from avatar.locks import take
 from avatar.media import atomic, ffmpeg
 from avatar.runtime import child_process as child
 from avatar.runtime import scratch
-from avatar.runtime.child_process import Child, options_to_pass
+from avatar.runtime.child_process import Child, gpu_environment, options_to_pass
 
 ROOT = Path(__file__).parents[1]
 POSIX_ONLY = ("fcntl", "grp", "pwd", "resource", "termios")
@@ -85,6 +85,22 @@ def test_every_child_counts_gpus_by_their_place_on_the_bus(monkeypatch, before):
         Child("avatar.runtime.worker_loop", env={"CUDA_VISIBLE_DEVICES": "GPU-1"})
     assert seen["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert seen["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        ({}, "/home/me/.triton/cache"),
+        ({"TRITON_HOME": "/big"}, "/big/.triton/cache"),
+        ({"TRITON_HOME": "/big", "TRITON_CACHE_DIR": "/fast"}, "/fast"),
+    ],
+)
+def test_every_process_keeps_kernels_where_triton_would(monkeypatch, given, folder):
+    for name in ("TRITON_HOME", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/home/me", **given}.items():
+        monkeypatch.setenv(name, value)
+    assert gpu_environment()["TRITON_CACHE_DIR"] == folder
 
 
 @pytest.mark.parametrize(

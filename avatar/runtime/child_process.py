@@ -42,7 +42,7 @@ class Child:
                 start_new_session=True,  # a terminal's signals go to the parent, which cancels and drains
                 env={
                     **os.environ,
-                    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # CUDA counts as NVML does, not the fastest card first
+                    **gpu_environment(),
                     **(env or {}),
                     "PYTHONPATH": os.pathsep.join(module_folders(sys.path)),
                 },
@@ -68,6 +68,18 @@ class Child:
     def kill(self) -> None:
         """Kill it immediately; see kill_all."""
         kill_all([self])
+
+
+def gpu_environment() -> dict[str, str]:
+    """Environment variables of every process that may use a GPU, whichever way it is started.
+
+    CUDA counts cards as NVML does, not the fastest first. Triton's folder of compiled kernels is stated:
+    PyTorch would change it when it first builds code, and a later process, which finds that code in a cache,
+    would look for our own kernels elsewhere and build them again.
+    """
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    kernels = os.environ.get("TRITON_CACHE_DIR") or os.path.join(home, ".triton", "cache")
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "TRITON_CACHE_DIR": kernels}
 
 
 def options_to_pass(end: socket.socket) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from avatar.planning.plan import gib
 from avatar.planning.verdict import Verdict, judge, within_reach
 from avatar.planning.weight_format import faster_format
 from avatar.preset import Preset, load_preset, load_presets
-from avatar.runtime.child_process import module_folders
+from avatar.runtime.child_process import gpu_environment, module_folders
 from avatar.runtime.factory import open_engine
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def try_devices(inventory: Inventory) -> tuple[tuple[DeviceTable, ...], str]:
     if not inventory.gpus or not able:
         return (), ""
     modules = os.pathsep.join(module_folders(sys.path))
-    env = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONPATH": modules}
+    env = {**os.environ, **gpu_environment(), "PYTHONPATH": modules}
     try:
         done = subprocess.run(CHECKER, env=env, capture_output=True, text=True, timeout=CHECKER_S)
         devices = json.loads(done.stdout)
