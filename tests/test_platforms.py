@@ -84,6 +84,7 @@ def test_every_child_counts_gpus_by_their_place_on_the_bus(monkeypatch, before):
     with pytest.raises(OSError, match="not today"):
         Child("avatar.runtime.worker_loop", env={"CUDA_VISIBLE_DEVICES": "GPU-1"})
     assert seen["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert seen["TRITON_CACHE_DIR"] == gpu_environment()["TRITON_CACHE_DIR"]
     assert seen["CUDA_VISIBLE_DEVICES"] == "GPU-1"
 
 
