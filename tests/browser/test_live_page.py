@@ -286,6 +286,11 @@ def test_a_recording_appears_in_the_gallery(visit, server):
         assert movie.duration / av.time_base > 0.5
 
 
+def test_every_tab_stays_in_reach_beside_the_open_one(visit):
+    tabs = visit().page.locator("#speech-source [role=tab]:visible")
+    assert tabs.all_inner_texts() == ["Upload", "Record", "Type", "Live"]
+
+
 def test_modes_are_chosen_by_arrow_keys(visit):
     page = visit().page
     page.focus('[data-mode="mirror"]')

@@ -36,8 +36,9 @@ word: Any = browser_table()
 
 def tab(shown: bool) -> dict[str, Any]:
     """The tab's components."""
-    parts: dict[str, Any] = {"live_open": gr.State(False)}
+    parts: dict[str, Any] = {}
     with gr.Tab(word("source_live"), id="live", elem_id="live-tab", visible=shown) as parts["live_tab"]:
+        parts["live_open"] = gr.State(False)  # beside the tab, Gradio would count it as one more
         parts["live_panel"] = gr.HTML(
             "", js_on_load=script("live.js"), apply_default_css=False, elem_id="live-panel"
         )
